@@ -1,0 +1,42 @@
+"""What every test file shares: the real dataset where it is at hand, and a small learnable stand-in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import s8lib as s8
+
+
+def _real_root() -> Path | None:
+    root = os.environ.get("S8_DATA")
+    return Path(root) if root and (Path(root) / "cifar-100-python" / "train").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def real_root() -> Path:
+    """The folder that holds `cifar-100-python/`, from $S8_DATA."""
+    root = _real_root()
+    if root is None:
+        pytest.skip("the real CIFAR-100 is not here: point S8_DATA at the folder that holds cifar-100-python/")
+    return root
+
+
+@pytest.fixture(scope="session")
+def real(real_root: Path) -> s8.Cifar100:
+    return s8.load_cifar100(real_root, download=False)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> s8.Cifar100:
+    """200 + 100 synthetic images: enough for a run of two steps an epoch."""
+    return s8.synthetic_cifar100(seed=0, train=200, test=100)
+
+
+@pytest.fixture(autouse=True)
+def _gpu_marker(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
