@@ -1,0 +1,392 @@
+"""CIFAR-100 is the canonical data whichever way it comes, or an error that names the file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from s8lib import data
+from s8lib.data import DataError, Split, holdout, load_cifar100
+from s8lib.synthetic import synthetic_cifar100
+from tests.dataset_servers import Loader, MadeUp, Server, hub_table, make_up, png, serve
+
+TRAIN, TEST = "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> MadeUp:
+    return make_up(tmp_path_factory.mktemp("made-up"))
+
+
+@pytest.fixture
+def pinned(made: MadeUp, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """The made-up data, taken for the canonical data in this process."""
+    monkeypatch.setattr(data, "MD5", made.md5)
+    monkeypatch.setattr(data, "SHA256", made.sha256)
+    for name in ("S8_DATA", "S8_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+@pytest.fixture
+def pickles(pinned: MadeUp, tmp_path: Path) -> Path:
+    """A copy of cifar-100-python/ to damage; its parent is the root."""
+    return Path(shutil.copytree(pinned.pickles / "cifar-100-python", tmp_path / "root" / "cifar-100-python"))
+
+
+@pytest.fixture
+def parquet(pinned: MadeUp, tmp_path: Path) -> Path:
+    """A copy of cifar100/ to damage; its parent is the root."""
+    return Path(shutil.copytree(pinned.parquet / "cifar100", tmp_path / "root" / "cifar100"))
+
+
+def refused(root: Path | None, *mentions: str) -> str:
+    with pytest.raises(DataError) as caught:
+        load_cifar100(root, download=False)
+    message = str(caught.value)
+    for mention in mentions:
+        assert mention in message
+    assert "\n" not in message
+    return message
+
+
+# --- the real data -----------------------------------------------------------------------------------------
+
+
+def test_both_layouts_of_the_real_data_end_in_the_same_tensors(real_root: Path, tmp_path: Path) -> None:
+    toronto = load_cifar100(real_root, download=False)
+    assert (len(toronto.train), len(toronto.test)) == (50_000, 10_000)
+    for split, file in ((toronto.train, TRAIN), (toronto.test, TEST)):
+        assert split.labels.bincount().unique().numel() == 1
+        assert split.coarse_labels.bincount().unique().numel() == 1
+        table = hub_table(split.images.numpy(), split.labels.tolist(), split.coarse_labels.tolist())
+        pq.write_table(table, tmp_path / file)
+    hub = load_cifar100(tmp_path, download=False)
+    assert hub.fingerprint() == toronto.fingerprint()
+    assert torch.equal(hub.test.images, toronto.test.images)
+    assert hub.train.images.is_contiguous()
+
+
+def test_names_are_those_of_the_meta_file(real_root: Path) -> None:
+    meta = pickle.loads((real_root / "cifar-100-python" / "meta").read_bytes(), encoding="latin1")
+    assert list(data.CLASSES) == meta["fine_label_names"]
+    assert list(data.SUPERCLASSES) == meta["coarse_label_names"]
+
+
+# --- where it is looked for --------------------------------------------------------------------------------
+
+
+def test_root_may_be_the_inner_folder_of_either_layout(pinned: MadeUp) -> None:
+    roots = (pinned.pickles, pinned.pickles / "cifar-100-python", pinned.parquet, pinned.parquet / "cifar100")
+    assert len({load_cifar100(root, download=False).fingerprint() for root in roots}) == 1
+
+
+def test_root_goes_before_s8_data_and_s8_data_before_the_cache(
+    pinned: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S8_CACHE", str(pinned.parquet))
+    assert str(pinned.parquet) in load_cifar100().source
+    monkeypatch.setenv("S8_DATA", str(pinned.pickles))
+    assert str(pinned.pickles) in load_cifar100().source
+    assert str(pinned.parquet) in load_cifar100(pinned.parquet).source
+
+
+def test_s8_data_without_the_data_is_an_error_and_never_a_download(
+    pinned: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S8_CACHE", str(pinned.pickles))
+    for place in (tmp_path, tmp_path / "nowhere"):
+        monkeypatch.setenv("S8_DATA", str(place))
+        with pytest.raises(DataError, match=r"S8_DATA.*cifar-100-python"):
+            load_cifar100(download=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_with_other_things_in_it_is_not_filled(pinned: MadeUp, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(DataError, match="does not hold CIFAR-100"):
+        load_cifar100(tmp_path, download=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_root_and_an_empty_cache_are_errors_without_download(
+    pinned: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(tmp_path, str(tmp_path), "cifar-100-python/{train,test,meta}", "cifar100/{train,test}-")
+    monkeypatch.setenv("S8_CACHE", str(tmp_path / "cache"))
+    refused(None, str(tmp_path / "cache"))
+
+
+# --- what is refused ---------------------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_or_a_missing_end_of_a_pickle_is_refused(pickles: Path) -> None:
+    whole = (pickles / "train").read_bytes()
+    for damaged in (whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], whole[:-100]):
+        (pickles / "train").write_bytes(damaged)
+        refused(pickles.parent, str(pickles / "train"), data.MD5["train"], "delete it")
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_a_missing_file_is_named(pickles: Path, name: str) -> None:
+    (pickles / name).unlink()
+    refused(pickles.parent, str(pickles / name), "missing")
+
+
+class Trap:
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["train", "test", "meta"])
+def test_a_hostile_pickle_is_never_unpickled(pickles: Path, tmp_path: Path, name: str) -> None:
+    (pickles / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    refused(pickles.parent, str(pickles / name))
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads((pickles / name).read_bytes())
+    assert (tmp_path / "sprung").exists()  # it was a trap
+
+
+def rewrite(file: Path, change: Callable[[list[dict]], None]) -> None:
+    rows = pq.read_table(file).to_pylist()
+    change(rows)
+    pq.write_table(pq.read_table(file).schema.empty_table().from_pylist(rows), file)
+
+
+def test_swapped_labels_in_a_parquet_file_are_refused(parquet: Path) -> None:
+    def swap(rows: list[dict]) -> None:
+        rows[0]["fine_label"], rows[1]["fine_label"] = rows[1]["fine_label"], rows[0]["fine_label"]
+
+    rewrite(parquet / TEST, swap)
+    refused(parquet.parent, str(parquet / TEST), "sha256", data.SHA256["test"])
+
+
+def test_an_image_of_another_size_or_kind_is_refused_with_its_row(parquet: Path) -> None:
+    for image in (png(np.zeros((3, 28, 28), np.uint8)), b"GIF89a", None):
+        rewrite(parquet / TRAIN, lambda rows, image=image: rows[7].update(img={"bytes": image, "path": None}))
+        refused(parquet.parent, str(parquet / TRAIN), "row 7")
+
+
+def test_a_parquet_file_without_a_column_is_refused(parquet: Path) -> None:
+    pq.write_table(pq.read_table(parquet / TEST).drop_columns(["coarse_label"]), parquet / TEST)
+    refused(parquet.parent, str(parquet / TEST), "coarse_label")
+
+
+def test_a_truncated_parquet_file_is_refused(parquet: Path) -> None:
+    (parquet / TRAIN).write_bytes((parquet / TRAIN).read_bytes()[:-50])
+    refused(parquet.parent, str(parquet / TRAIN))
+
+
+def test_half_of_the_parquet_layout_names_the_other_half(parquet: Path) -> None:
+    (parquet / TEST).unlink()
+    refused(parquet.parent, str(parquet / TEST), "missing")
+
+
+# --- download ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def running(made: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Loader]]:
+    with serve(made) as server, Loader(made, server.url, tmp_path_factory.mktemp("hf")) as loader:
+        yield server, loader
+
+
+@pytest.fixture
+def server(running: tuple[Server, Loader]) -> Server:
+    server = running[0]
+    server.mode = {"hub": "ok", "toronto": "ok"}
+    server.requests.clear()
+    server.holding.clear()
+    server.release.clear()
+    return server
+
+
+@pytest.fixture
+def loader(running: tuple[Server, Loader]) -> Loader:
+    return running[1]
+
+
+def visible(folder: Path) -> list[str]:
+    """Every file under its final name."""
+    files = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return sorted(str(f) for f in files if not f.parts[0].startswith("."))
+
+
+def test_the_hub_comes_first_and_a_connection_that_breaks_is_taken_up_again(
+    server: Server, loader: Loader, made: MadeUp, tmp_path: Path
+) -> None:
+    server.mode["hub"] = "cut"
+    outcome = loader.load(tmp_path / "new" / "folder")
+    assert outcome.sha256 == list(made.sha256.values())
+    assert "parquet" in outcome.source
+    assert visible(tmp_path / "new" / "folder") == [f"cifar100/{TEST}", f"cifar100/{TRAIN}"]
+    assert [("range" in r.headers) for r in server.gets(TRAIN)] == [False, True]
+    assert not any("authorization" in r.headers for r in server.requests)  # an expired token cannot hurt
+    before = len(server.requests)
+    assert loader.load(tmp_path / "new" / "folder").sha256 == outcome.sha256
+    assert len(server.requests) == before
+
+
+def test_a_download_killed_in_mid_file_leaves_no_half_file_and_the_next_completes(
+    server: Server, loader: Loader, made: MadeUp, tmp_path: Path
+) -> None:
+    server.mode["hub"] = "held"
+    with Loader(made, server.url, tmp_path / "hf") as victim:
+        victim.start(tmp_path / "data")
+        assert server.holding.wait(60)
+    assert visible(tmp_path / "data") == []
+    server.mode["hub"] = "ok"
+    assert loader.load(tmp_path / "data").sha256 == list(made.sha256.values())
+
+
+def test_two_processes_download_once(server: Server, loader: Loader, made: MadeUp, tmp_path: Path) -> None:
+    server.mode["hub"] = "held"
+    loader.start(tmp_path / "data")
+    assert server.holding.wait(60)
+    with Loader(made, server.url, tmp_path / "hf") as second:
+        second.start(tmp_path / "data")
+        assert "waiting" in second.line()
+        server.release.set()
+        outcomes = loader.outcome(), second.outcome()
+    assert [o.sha256 for o in outcomes] == [list(made.sha256.values())] * 2
+    assert [len(server.gets(name)) for name in (TRAIN, TEST)] == [1, 1]
+    asked = [r for r in server.requests if "parquet" in r.path]
+    assert len(asked) == 4  # a HEAD and a GET for each file: the second process asked for nothing
+
+
+def test_toronto_follows_the_hub_and_leaves_nothing_when_it_is_cut(
+    server: Server, loader: Loader, made: MadeUp, tmp_path: Path
+) -> None:
+    server.mode = {"hub": "down", "toronto": "cut"}
+    failed = loader.load(tmp_path)
+    assert "503" in failed.error
+    assert "corrupted" in failed.error
+    assert "S8_DATA" in failed.error
+    assert "\n" not in failed.error
+    assert visible(tmp_path) == []
+    assert not (tmp_path / ".toronto").exists()
+
+    server.mode = {"hub": "broken", "toronto": "ok"}  # the Hub answers, but its file breaks off again and again
+    outcome = loader.load(tmp_path)
+    assert outcome.sha256 == list(made.sha256.values())
+    assert "did not deliver" in outcome.printed
+    assert visible(tmp_path) == [f"cifar-100-python/{name}" for name in ("meta", "test", "train")]
+    assert not (tmp_path / ".toronto").exists()
+    assert outcome.timeout is None  # torchvision's download had one; nobody else keeps it
+
+
+def test_with_no_network_one_sentence_says_what_to_do(made: MadeUp, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound, never listening
+        with Loader(made, f"http://127.0.0.1:{closed.getsockname()[1]}", tmp_path / "hf") as loader:
+            error = loader.load(tmp_path / "data").error
+    assert error.count("refused") == 2
+    assert str(tmp_path / "data") in error
+    assert "S8_DATA" in error
+    assert visible(tmp_path / "data") == []
+
+
+# --- splits ------------------------------------------------------------------------------------------------
+
+
+def numbered(labels: torch.Tensor) -> Split:
+    """Images that carry their own index in the first pixels."""
+    images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(len(labels)) % 256, torch.arange(len(labels)) // 256
+    return Split(images, labels, labels // 5)
+
+
+def indices(split: Split) -> list[int]:
+    return (split.images[:, 0, 0, 0].long() + 256 * split.images[:, 0, 0, 1].long()).tolist()
+
+
+@pytest.mark.parametrize("n", [1, 99, 100, 250, 1234, 1999])
+def test_holdout_is_stratified_disjoint_and_complete(n: int) -> None:
+    split = numbered(torch.arange(2000) % 100)
+    rest, held = holdout(split, n, seed=0)
+    assert len(held) == n
+    assert sorted(indices(rest) + indices(held)) == list(range(2000))
+    counts = held.labels.bincount(minlength=100)
+    assert counts.max() - counts.min() <= 1
+    assert torch.equal(held.coarse_labels, held.labels // 5)
+    assert indices(held) == sorted(indices(held))
+
+
+def test_holdout_stays_even_while_classes_last() -> None:
+    split = numbered(torch.tensor([0] * 60 + [1] * 5 + [2] * 35))
+    first, second, third = holdout(split, 31, seed=0)[1].labels.bincount().tolist()
+    assert (first, second, third) == (13, 5, 13)
+
+
+def test_holdout_depends_on_the_seed_alone() -> None:
+    split = numbered(torch.arange(1000) % 100)
+    state = torch.get_rng_state()
+    first, again, other = (indices(holdout(split, 150, seed)[1]) for seed in (0, 0, 1))
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("n", [-1, 0, 300, 301])
+def test_holdout_of_nothing_or_everything_is_refused(n: int) -> None:
+    with pytest.raises(DataError, match=f"1 to 299 .* n={n}"):
+        holdout(numbered(torch.arange(300) % 100), n, seed=0)
+
+
+def test_subset_takes_images_and_labels_in_the_order_asked_for() -> None:
+    part = numbered(torch.arange(300) % 100).subset(torch.tensor([250, 3]))
+    assert indices(part) == [250, 3]
+    assert part.labels.tolist() == [50, 3]
+    assert part.coarse_labels.tolist() == [10, 0]
+
+
+# --- synthetic ---------------------------------------------------------------------------------------------
+
+
+def test_synthetic_data_is_balanced_and_coarse_is_a_function_of_fine() -> None:
+    made_up = synthetic_cifar100(seed=0, train=500, test=200)
+    for split, each in ((made_up.train, 5), (made_up.test, 2)):
+        assert split.images.shape == (100 * each, 3, 32, 32)
+        assert split.images.dtype == torch.uint8
+        assert split.labels.bincount().tolist() == [each] * 100
+        assert torch.equal(split.coarse_labels, split.labels // 5)
+    assert len(set(made_up.classes)) == 100
+    assert len(set(made_up.superclasses)) == 20
+    seen = {image.numpy().tobytes() for image in made_up.train.images}
+    assert not any(image.numpy().tobytes() in seen for image in made_up.test.images)
+
+
+def test_synthetic_data_depends_on_the_seed_alone() -> None:
+    state = torch.get_rng_state()
+    first, again, other = (synthetic_cifar100(seed, train=200, test=100) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+    longer = synthetic_cifar100(0, train=300, test=100)
+    assert longer.test.sha256() == first.test.sha256()
+    assert longer.fingerprint() != first.fingerprint()
+
+
+def test_synthetic_classes_look_alike_within_and_differ_between() -> None:
+    """Mean colour alone tells a class apart far better than chance, on images never seen."""
+    made_up = synthetic_cifar100(seed=0, train=2000, test=500)
+    colour = made_up.train.images.float().mean((2, 3))
+    centres = torch.stack([colour[made_up.train.labels == c].mean(0) for c in range(100)])
+    nearest = torch.cdist(made_up.test.images.float().mean((2, 3)), centres).argmin(1)
+    assert (nearest == made_up.test.labels).float().mean() > 0.03
+
+
+@pytest.mark.parametrize("sizes", [{"train": 0}, {"test": 0}])
+def test_an_empty_synthetic_split_is_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        synthetic_cifar100(**sizes)
