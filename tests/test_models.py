@@ -1,0 +1,432 @@
+"""Both networks are the documented ones to the parameter, and their weights come back whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchsummary
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import s8lib as s8
+from s8lib.weights import save_model
+
+BOTH = ["wrn-28-10", "resnet-42"]
+
+
+@pytest.fixture(scope="module")
+def full_size() -> Callable[[str], s8.WideResNet | s8.ResNet42]:
+    """The two networks of the specification, each built once."""
+    built: dict[str, s8.WideResNet | s8.ResNet42] = {}
+
+    def get(name: str) -> s8.WideResNet | s8.ResNet42:
+        if name not in built:
+            built[name] = s8.build_model(name, dropout=0.3, seed=0)
+        return built[name]
+
+    return get
+
+
+def images(n: int = 4) -> Tensor:
+    return torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+
+def lived_in(model: nn.Module) -> nn.Module:
+    """Random weights and statistics everywhere, so that no two modules could be exchanged unnoticed."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point() and tensor.dim() == 1:
+                tensor.uniform_(0.5, 1.5, generator=generator)
+    return model.eval()
+
+
+def small_wrn(**fields: Any) -> s8.WideResNet:
+    model = s8.WideResNet(**{"depth": 16, "widen_factor": 2, "num_classes": 10} | fields)
+    assert lived_in(model) is model
+    return model
+
+
+def logits(model: nn.Module, n: int = 4) -> Tensor:
+    with torch.inference_mode():
+        return model(images(n))
+
+
+# what they are
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("wrn-28-10", 36_536_884), ("resnet-42", 30_032_292)])
+def test_parameters_for_100_classes(name: str, parameters: int, full_size: Callable[[str], nn.Module]) -> None:
+    model = full_size(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_torchsummary_prints_the_seeds_figures_for_resnet_42(
+    full_size: Callable[[str], nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torchsummary.summary(full_size("resnet-42").eval(), (3, 32, 32), device="cpu")
+    printed = capsys.readouterr().out.splitlines()
+    for line in (
+        "Total params: 30,032,292",
+        "Trainable params: 30,032,292",
+        "Non-trainable params: 0",
+        "Forward/backward pass size (MB): 35.20",
+        "Params size (MB): 114.56",
+        "Estimated Total Size (MB): 149.77",
+    ):
+        assert line in printed
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_gradient_reaches_every_parameter(name: str, full_size: Callable[[str], nn.Module]) -> None:
+    model = full_size(name).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        out = model(images(2))
+        assert out.shape == (2, 100)
+        F.cross_entropy(out, torch.tensor([3, 99])).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+    model.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_convolutions_have_no_bias_and_start_kaiming_normal_fan_out(name: str) -> None:
+    model = s8.build_model(name, seed=1)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == {"wrn-28-10": 1 + 24 + 3, "resnet-42": 1 + 40 + 3}[name]
+    for conv in convolutions:
+        assert conv.bias is None
+        std = math.sqrt(2 / (conv.out_channels * conv.kernel_size[0] * conv.kernel_size[1]))
+        n = conv.weight.numel()
+        assert conv.weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * n))
+        assert conv.weight.mean().item() == pytest.approx(0, abs=5 * std / math.sqrt(n))
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [(10, 1), (16, 2), (22, 3), (40, 6)])
+def test_a_depth_of_6n_plus_4_has_n_blocks_in_each_group(depth: int, blocks: int) -> None:
+    model = s8.build_model(f"wrn-{depth}-1", num_classes=7)
+    assert isinstance(model, s8.WideResNet)
+    assert [len(group.layer) for group in (model.block1, model.block2, model.block3)] == [blocks] * 3
+    assert model.name == f"wrn-{depth}-1"
+    assert model.config == {"depth": depth, "widen_factor": 1, "num_classes": 7, "dropout": 0.0}
+    assert logits(model.eval(), 3).shape == (3, 7)
+
+
+@pytest.mark.parametrize("widen_factor", [1, 2, 4])
+def test_groups_are_16_32_64_times_the_width_at_32_16_8_pixels(widen_factor: int) -> None:
+    model = small_wrn(widen_factor=widen_factor)
+    x = model.conv1(images(1))
+    for group, width, side in ((model.block1, 16, 32), (model.block2, 32, 16), (model.block3, 64, 8)):
+        x = group(x)
+        assert x.shape == (1, width * widen_factor, side, side)
+
+
+def test_resnet_42_has_five_blocks_at_64_128_256_512_channels() -> None:
+    model = s8.ResNet42(num_classes=7).eval()
+    x = F.relu(model.bn1(model.conv1(images(1))))
+    sides = {64: 32, 128: 16, 256: 8, 512: 4}
+    for group, (width, side) in zip(
+        (model.layer1, model.layer2, model.layer3, model.layer4), sides.items(), strict=True
+    ):
+        x = group(x)
+        assert len(group) == 5
+        assert x.shape == (1, width, side, side)
+    assert logits(model, 2).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", ["wrn-16-2", "resnet-42"])
+def test_channels_last_computes_the_same(name: str) -> None:
+    model = lived_in(s8.build_model(name, num_classes=10, seed=0))
+    expected = logits(model)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.inference_mode():
+        found = model(images().contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+class PublicBlock(nn.Module):
+    """A block of the WideResNet that most public PyTorch weights are for, written from its description."""
+
+    def __init__(self, wide_in: int, wide_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(wide_in), nn.BatchNorm2d(wide_out)
+        self.conv1 = nn.Conv2d(wide_in, wide_out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(wide_out, wide_out, 3, 1, 1, bias=False)
+        if wide_in != wide_out:
+            self.convShortcut = nn.Conv2d(wide_in, wide_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = torch.relu(self.bn1(x))
+        if hasattr(self, "convShortcut"):
+            x = self.convShortcut(active)
+        return x + self.conv2(torch.relu(self.bn2(self.conv1(active))))
+
+
+class PublicWideResNet(nn.Module):
+    """conv1, block1-3 with a `layer` each, bn1, average over 8x8, fc."""
+
+    def __init__(self, depth: int, widen: int, classes: int) -> None:
+        super().__init__()
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        for group in (1, 2, 3):
+            blocks = [PublicBlock(widths[group - 1], widths[group], 1 if group == 1 else 2)]
+            blocks += [PublicBlock(widths[group], widths[group], 1) for _ in range((depth - 4) // 6 - 1)]
+            holder = nn.Module()
+            holder.layer = nn.Sequential(*blocks)
+            self.add_module(f"block{group}", holder)
+        self.bn1, self.fc = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        for group in (self.block1, self.block2, self.block3):
+            x = group.layer(x)  # type: ignore[operator, union-attr]
+        return self.fc(F.avg_pool2d(torch.relu(self.bn1(x)), 8).flatten(1))
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(("depth", "widen"), [(16, 2), (10, 1)])
+def test_public_weights_compute_here_what_they_compute_there(prefix: str, depth: int, widen: int) -> None:
+    public = lived_in(PublicWideResNet(depth, widen, 10))
+    state = {prefix + name: tensor for name, tensor in public.state_dict().items()}
+    assert any("convShortcut" in name for name in state)
+    here = s8.WideResNet(depth, widen, 10, dropout=0.3).eval()
+    s8.load_public_weights(here, state)
+    expected = logits(public)
+    torch.testing.assert_close(logits(here), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+# dropout and seeds
+
+
+def test_set_dropout_changes_the_blocks_in_place_and_only_their_dropout() -> None:
+    model = small_wrn(dropout=0.3)
+    dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert [module.p for module in dropouts] == [0.3] * 6
+    model.set_dropout(0.2)
+    assert [module for module in model.modules() if isinstance(module, nn.Dropout)] == dropouts
+    assert [module.p for module in dropouts] == [0.2] * 6
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_dropout_lies_between_the_two_convolutions_of_a_block() -> None:
+    block = small_wrn(dropout=0.0).block1.layer[1]
+    order: list[str] = []
+    for name in ("bn1", "conv1", "bn2", "dropout", "conv2"):
+        block.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
+    block(torch.randn(1, 32, 8, 8))
+    assert order == ["bn1", "conv1", "bn2", "dropout", "conv2"]
+
+
+def test_resnet_42_keeps_its_head_dropout(full_size: Callable[[str], Any]) -> None:
+    model = full_size("resnet-42")
+    model.set_dropout(0.9)
+    assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == [0.512]
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet-42"])
+def test_a_seed_makes_the_weights_and_leaves_the_random_state_alone(name: str) -> None:
+    state = torch.get_rng_state()
+    one, same, other = (s8.build_model(name, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+
+
+def test_without_a_seed_the_global_random_state_makes_the_weights() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        one, next_one = (s8.build_model("wrn-10-1").conv1.weight for _ in range(2))
+        torch.manual_seed(4)
+        same = s8.build_model("wrn-10-1").conv1.weight
+    assert torch.equal(one, same)
+    assert not torch.equal(one, next_one)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet-50", "wrn", "wrn-28", "WRN-28-10", "wrn-28-10-2", "wrn-a-b", " wrn-28-10", ""]
+)
+def test_an_unknown_name_is_repeated_with_those_there_are(name: str) -> None:
+    with pytest.raises(s8.ModelError, match="resnet-42, or wrn-D-K") as caught:
+        s8.build_model(name)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: s8.build_model("wrn-27-10"), r"depth = 27: .*6n\+4"),
+        (lambda: s8.build_model("wrn-4-2"), "depth = 4"),
+        (lambda: s8.WideResNet(depth=-2), "depth = -2"),
+        (lambda: s8.build_model("wrn-10-0"), "widen_factor = 0"),
+        (lambda: s8.build_model("wrn-10-1", num_classes=0), "num_classes = 0"),
+        (lambda: s8.ResNet42(num_classes=-1), "num_classes = -1"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(s8.ModelError, match=message):
+        build()
+
+
+# weights in files
+
+SAVE: dict[str, Callable[[Any, Path], object]] = {
+    "save_model": save_model,
+    "save_pretrained": lambda model, folder: model.save_pretrained(folder),
+}
+
+
+def small(kind: str) -> s8.WideResNet | s8.ResNet42:
+    if kind == "wrn":
+        return small_wrn(dropout=0.3)
+    model = s8.ResNet42(num_classes=10, dropout=0.4)
+    assert lived_in(model) is model
+    return model
+
+
+@pytest.mark.parametrize("save", SAVE.values(), ids=SAVE.keys())
+@pytest.mark.parametrize("kind", ["wrn", "resnet"])
+def test_a_saved_network_comes_back_equal_in_eval_mode(
+    kind: str, save: Callable[[Any, Path], object], tmp_path: Path
+) -> None:
+    model = small(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save(model.train(), tmp_path)
+    for back in (type(model).from_pretrained(str(tmp_path)), s8.load_model(tmp_path)):
+        assert type(back) is type(model)
+        assert not back.training
+        assert (back.name, back.config) == (model.name, model.config)
+        theirs, ours = back.state_dict(), model.state_dict()
+        assert list(theirs) == list(ours)
+        assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    assert json.loads((tmp_path / "config.json").read_text()) == model.config
+    dropouts = [module.p for module in back.modules() if isinstance(module, nn.Dropout)]
+    assert set(dropouts) == {model.config["dropout"]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(small_wrn(), tmp_path)
+    return tmp_path
+
+
+def drop(weights: dict[str, Tensor]) -> None:
+    del weights["block2.layer.1.conv2.weight"]
+
+
+def add(weights: dict[str, Tensor]) -> None:
+    weights["head.weight"] = torch.zeros(3)
+
+
+def reshape(weights: dict[str, Tensor]) -> None:
+    weights["fc.weight"] = torch.zeros(100, 128)
+
+
+def empty(weights: dict[str, Tensor]) -> None:
+    weights.clear()
+
+
+UNFIT = [
+    (drop, r"block2\.layer\.1\.conv2\.weight is missing"),
+    (add, r"head\.weight is not part of it"),
+    (reshape, r"fc\.weight has shape \[100, 128\] instead of \[10, 128\]"),
+    (empty, r"is missing; .* and \d+ more"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), UNFIT)
+def test_weights_that_do_not_fit_are_refused_with_what_does_not(
+    folder: Path, spoil: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
+    weights = load_file(folder / "model.safetensors")
+    spoil(weights)
+    save_file(weights, folder / "model.safetensors")
+    for load in (s8.WideResNet.from_pretrained, s8.load_model):
+        with pytest.raises(s8.ModelError, match=message) as caught:
+            load(str(folder))
+        assert str(folder / "model.safetensors") in str(caught.value)
+        assert "does not fit wrn-16-2 with 10 classes" in str(caught.value)
+
+
+@pytest.mark.parametrize(("spoil", "message"), UNFIT)
+def test_public_weights_that_do_not_fit_leave_the_network_as_it_was(
+    spoil: Callable[[dict[str, Tensor]], None], message: str
+) -> None:
+    model, other = small_wrn(), small_wrn()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor + 1 for name, tensor in other.state_dict().items()}
+    spoil(weights)
+    with pytest.raises(s8.ModelError, match=message):
+        s8.load_public_weights(model, weights)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+def test_a_file_cut_short_is_refused_by_name(folder: Path, keep: int) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    for load in (s8.WideResNet.from_pretrained, s8.load_model):
+        with pytest.raises(s8.ModelError, match="cannot read the weights") as caught:
+            load(str(folder))
+        assert str(file) in str(caught.value)
+
+
+class Trap:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_never_opened(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(Trap(folder / "sprung"), folder / "pytorch_model.bin")
+    for load in (s8.WideResNet.from_pretrained, s8.load_model):
+        with pytest.raises(s8.ModelError, match=r"cannot read the weights .*model\.safetensors"):
+            load(str(folder))
+    assert not (folder / "sprung").exists()
+
+
+def test_the_other_kind_of_network_does_not_take_the_weights(folder: Path) -> None:
+    with pytest.raises(s8.ModelError, match="does not fit resnet-42"):
+        s8.ResNet42.from_pretrained(str(folder))
+
+
+def test_loading_is_strict_and_cannot_be_made_otherwise(folder: Path) -> None:
+    assert s8.WideResNet.from_pretrained(str(folder), strict=True).config["depth"] == 16
+    with pytest.raises(s8.ModelError, match="strict=False"):
+        s8.WideResNet.from_pretrained(str(folder), strict=False)
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
+def test_a_folder_without_a_readable_configuration_is_refused_by_name(folder: Path, content: bytes | None) -> None:
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_bytes(content)
+    with pytest.raises(s8.ModelError, match="cannot read the model's configuration") as caught:
+        s8.load_model(folder)
+    assert str(folder / "config.json") in str(caught.value)
+
+
+def test_a_configuration_that_is_not_the_weights_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"widen_factor": 1}))
+    with pytest.raises(s8.ModelError, match="does not fit wrn-16-1 with 10 classes"):
+        s8.load_model(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"depth": 17}))
+    with pytest.raises(s8.ModelError, match="depth = 17"):
+        s8.load_model(folder)
