@@ -183,6 +183,13 @@ def cutout(images: Tensor, hole: Tensor, size: int) -> Tensor:
     return images.masked_fill(inside[:, :1, :, None] & inside[:, 1:, None, :], 0)
 
 
+def resize(images: Tensor, side: int) -> Tensor:
+    """[B, 3, 32, 32] -> [B, 3, side, side], averaging what falls together (antialiased bilinear)."""
+    if side == SIDE:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
 def normalize(images: Tensor) -> Tensor:
     """[B, 3, 32, 32] in 0..1 -> zero mean and unit deviation over the training set, per channel."""
     # Numbers, not tensors, of mean and deviation: a tensor made here would be a copy that a GPU waits for.

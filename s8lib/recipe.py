@@ -31,6 +31,7 @@ class Knobs:
     mixup_alpha: float
     label_smoothing: float
     augmentation: str
+    image_size: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Recipe:
     Phase 1 (`phase1_epochs`): linear warm-up from `lr_start` to `lr_peak` over `warmup_epochs`, inside the
     first cycle of cosine annealing with warm restarts every `cycle_epochs` (T_0), floor `lr_floor`. Phase 2:
     one cosine from the rate at the hand-over down to `lr_final`. Pairs hold the values of phases 1 and 2.
-    `patience` (epochs, None for never) is counted within a cycle: see `out_of_patience`.
+    `image_size` (pixels) is the side that training images are shrunk to: a phase of smaller images costs less
+    time. `patience` (epochs, None for never) is counted within a cycle: see `out_of_patience`.
 
     Raises:
         RecipeError: for a value no run can be trained with; the message names the field.
@@ -65,6 +67,7 @@ class Recipe:
     dropout: tuple[float, float] = (0.3, 0.2)
     mixup_alpha: tuple[float, float] = (0.2, 0.15)
     augmentation: tuple[str, str] = ("full", "reduced")
+    image_size: tuple[int, int] = (32, 32)
     patience: int | None = 15
 
     def __post_init__(self) -> None:
@@ -98,6 +101,9 @@ class Recipe:
         for policy in self.augmentation:
             known = ", ".join(POLICIES)
             _require(policy in POLICIES, "augmentation", policy, f"is unknown; there are {known}")
+        for side in self.image_size:
+            fits = 8 <= side <= 32 and side % 4 == 0
+            _require(fits, "image_size", self.image_size, "must be a multiple of 4 pixels from 8 to 32")
         _require(
             self.patience is None or self.patience > 0,
             "patience",
@@ -120,6 +126,7 @@ class Recipe:
             mixup_alpha=self.mixup_alpha[phase],
             label_smoothing=self.label_smoothing,
             augmentation=self.augmentation[phase],
+            image_size=self.image_size[phase],
         )
 
     def _lr(self, epoch: float) -> float:
@@ -210,7 +217,10 @@ class Recipe:
             raise RecipeError(f"cannot read the recipe {path}: {error}") from error
         if not isinstance(values, dict):
             raise RecipeError(f"{path} is not a recipe: it should hold one JSON object")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except RecipeError as error:
+            raise RecipeError(f"{path}: {error}") from error
 
 
 def _cosine(high: float, low: float, progress: float) -> float:
@@ -218,6 +228,7 @@ def _cosine(high: float, low: float, progress: float) -> float:
 
 
 def _whole(value: float) -> float:
+    value = round(value, 9)
     return int(value) if float(value).is_integer() else value
 
 
@@ -226,7 +237,7 @@ def _require(holds: bool, field: str, value: object, what: str) -> None:
         raise RecipeError(f"{field} = {value!r}: {what}")
 
 
-_PAIRS = {"dropout": float, "mixup_alpha": float, "augmentation": str}
+_PAIRS = {"dropout": float, "mixup_alpha": float, "augmentation": str, "image_size": int}
 
 
 def _as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,18 +282,19 @@ SEED_200 = dataclasses.replace(SEED_100.stretched(2), name="seed-200")
 QUICK = Recipe(
     name="quick",
     model="wrn-16-2",
-    epochs=7,
-    phase1_epochs=5,
+    epochs=9,
+    phase1_epochs=6,
     batch_size=128,
     lr_peak=0.2,
     lr_floor=0.0,
     warmup_epochs=1,
-    cycle_epochs=7,
+    cycle_epochs=9,
     nesterov=True,
     weight_decay=5e-4,
     dropout=(0.0, 0.0),
     mixup_alpha=(0.0, 0.0),
     augmentation=("light", "light"),
+    image_size=(24, 32),
     patience=None,
 )
 PRESETS = {recipe.name: recipe for recipe in (SEED_100, SEED_200, QUICK)}

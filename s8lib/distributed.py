@@ -1,0 +1,66 @@
+"""Where this process stands among the ranks that `torchrun` started; alone, everything here does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's rank among `world` of them; rank 0 writes and speaks."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, on every rank, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's buffers: without SyncBatchNorm each rank has its own running statistics."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's `value`, on every rank; for what only rank 0 can read, such as a checkpoint."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+ALONE = Ranks()
+
+
+@contextlib.contextmanager
+def join_ranks(device: torch.device) -> Iterator[Ranks]:
+    """Join the process group that torchrun's environment describes, and leave it at the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    started_here = not dist.is_initialized()
+    if started_here:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        if started_here:
+            dist.destroy_process_group()
