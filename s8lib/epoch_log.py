@@ -1,0 +1,138 @@
+"""The epoch log: one row an epoch, kept in every checkpoint and written whole to `epoch_log.csv`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row. Accuracies are percent, losses nats, epochs count from 1.
+
+    `lr` is the rate of the epoch's last step. `train_loss` and `train_acc` are those of the augmented, mixed-up
+    batches while training, weighted by MixUp's lambda: not comparable with the test columns. `test_loss` has no
+    label smoothing. `best_acc` is the best so far of the accuracy that selects: `holdout_acc` where images are
+    held out, else `test_acc`. `images_per_s` is training only; `seconds` the whole epoch, evaluation included.
+    """
+
+    epoch: int
+    phase: int
+    lr: float
+    dropout: float
+    mixup_alpha: float
+    augmentation: str
+    train_loss: float
+    train_acc: float
+    test_loss: float
+    test_acc: float
+    test_top5: float
+    best_acc: float
+    images_per_s: float
+    seconds: float
+    holdout_acc: float | None = None
+
+    @property
+    def selection_acc(self) -> float:
+        """The accuracy that chooses the best epoch."""
+        return self.test_acc if self.holdout_acc is None else self.holdout_acc
+
+
+_FORMATS = {"lr": ".6g", "train_loss": ".4f", "test_loss": ".4f", "images_per_s": ".1f", "seconds": ".2f"}
+_FORMATS |= dict.fromkeys(("train_acc", "test_acc", "test_top5", "best_acc", "holdout_acc"), ".2f")
+COLUMNS = tuple(field.name for field in dataclasses.fields(Epoch) if field.name != "holdout_acc")
+
+
+class EpochLog:
+    """The rows of a run, in order: `log[-1]` is the final epoch, `log.best` the selected one."""
+
+    def __init__(self, rows: Iterable[Epoch] = ()) -> None:
+        self.rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Epoch]:
+        return iter(self.rows)
+
+    def __getitem__(self, index: int) -> Epoch:
+        return self.rows[index]
+
+    def append(self, row: Epoch) -> None:
+        self.rows.append(row)
+
+    @property
+    def best(self) -> Epoch:
+        """The first epoch with the highest selection accuracy.
+
+        Raises:
+            ValueError: if there is no epoch yet.
+        """
+        return max(self.rows, key=lambda row: row.selection_acc)
+
+    def line(self, epochs: int) -> str:
+        """The last epoch, of a run of `epochs`, in one line."""
+        row = self.rows[-1]
+        return (
+            f"epoch {row.epoch:3d}/{epochs}  phase {row.phase}  lr {row.lr:.4f}  "
+            f"train {row.train_loss:.3f} {row.train_acc:5.2f}%  test {row.test_loss:.3f} {row.test_acc:5.2f}% "
+            f"(top-5 {row.test_top5:5.2f}%)  best {row.best_acc:5.2f}% @{self.best.epoch}  "
+            f"{row.images_per_s:,.0f} images/s  {row.seconds:.1f} s"
+        )
+
+    def summary(self) -> str:
+        """Final and best epoch in one line that says what best was chosen on."""
+        final, best = self.rows[-1], self.best
+        return (
+            f"final epoch {final.epoch}: {final.test_acc:.2f}% top-1 on the test set; "
+            f"best epoch {best.epoch}: {best.test_acc:.2f}%, chosen on {selector(best.holdout_acc is not None)}; "
+            f"{sum(row.seconds for row in self.rows) / 60:.1f} minutes"
+        )
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Primitives at full precision, for a checkpoint."""
+        return [dataclasses.asdict(row) for row in self.rows]
+
+    @classmethod
+    def from_dicts(cls, rows: Iterable[dict[str, Any]]) -> EpochLog:
+        return cls(Epoch(**row) for row in rows)
+
+    def to_csv(self) -> str:
+        """The table as text; `holdout_acc` is its last column where images are held out."""
+        columns = COLUMNS + (("holdout_acc",) if self.rows and self.rows[0].holdout_acc is not None else ())
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        for row in self.rows:
+            writer.writerow([format(getattr(row, name), _FORMATS.get(name, "")) for name in columns])
+        return out.getvalue()
+
+    @classmethod
+    def read(cls, path: str | Path) -> EpochLog:
+        """Read `epoch_log.csv` (rounded as written).
+
+        Raises:
+            ValueError: naming the file, if it is not an epoch log.
+        """
+        kinds = {"epoch": int, "phase": int, "augmentation": str}
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                table = list(reader)
+            if tuple(reader.fieldnames or ())[: len(COLUMNS)] != COLUMNS:
+                raise ValueError(f"its first line should be {','.join(COLUMNS)}")
+            return cls(
+                Epoch(**{name: kinds.get(name, float)(text) for name, text in row.items()}) for row in table
+            )
+        except (TypeError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is not an epoch log: {error}") from error
+
+
+def selector(held_out: bool) -> str:
+    """What chooses the best epoch, in words for people."""
+    return "held-out training images" if held_out else "the test set itself, which flatters it"

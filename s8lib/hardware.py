@@ -1,0 +1,143 @@
+"""What the machine can do: device, precision, compiler, and what a report says about it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo.exc
+
+from s8lib.version import __version__
+
+
+class DeviceError(ValueError):
+    """A device, precision or compiler setting that cannot be used here."""
+
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or the best one here: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        DeviceError: for a device that torch does not know or that this machine lacks.
+    """
+    if device is None:
+        best = torch.accelerator.current_accelerator(check_available=True)
+        device = best.type if best is not None and best.type in ("cuda", "mps") else "cpu"
+    try:
+        chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None and torch.cuda.is_available():
+            local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun's: a GPU for each process of a node
+            chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {str(device)!r} cannot be used here: {_first_line(error)}") from error
+    return chosen
+
+
+def pick_precision(device: torch.device, precision: str = "auto") -> str:
+    """`bf16` where the device computes in it natively, `fp16` on older GPUs such as the T4, else `fp32`.
+
+    Raises:
+        DeviceError: for a precision other than auto, bf16, fp16, fp32.
+    """
+    if precision != "auto":
+        if precision not in PRECISIONS:
+            raise DeviceError(f"precision {precision!r} is unknown; there are auto, {', '.join(PRECISIONS)}")
+        return precision
+    if device.type == "cuda":
+        # including_emulation: a T4 accepts bf16 but emulates it, many times slower than its fp16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if native else "fp16"
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return "bf16"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The autocast context for a precision of `pick_precision`."""
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], enabled=precision != "fp32")
+
+
+def pick_compile(device: torch.device, compile: str = "auto") -> bool:
+    """Whether to use torch.compile: on a GPU that Triton supports.
+
+    On two CPU cores it made a step of WRN-16-2 7% faster and cost up to a minute to compile, so `auto` leaves
+    it out there.
+
+    Raises:
+        DeviceError: for anything other than auto, on, off.
+    """
+    if compile not in ("auto", "on", "off"):
+        raise DeviceError(f"compile {compile!r} is unknown; there are auto, on, off")
+    if compile == "auto":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return compile == "on"
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """Make equal runs equal to the last bit on a GPU, at some cost in speed; a CPU needs nothing."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.deterministic,
+        torch.backends.cudnn.benchmark,
+    )
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.deterministic = enabled
+    torch.backends.cudnn.benchmark = not enabled
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+
+
+def compile_or_eager(step: Callable[..., Any], try_out: Callable[[Any], None], say: Callable[[str], None]) -> Any:
+    """`step` compiled, if `try_out(compiled)` gets through, else `step` itself and one line about why."""
+    # dynamic=False: a value that changes, such as dropout's at a phase boundary, is compiled in anew; otherwise
+    # a resumed run would run other code than the uninterrupted one.
+    compiled = torch.compile(step, dynamic=False)
+    try:
+        try_out(compiled)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        torch._dynamo.reset()
+        say(f"torch.compile failed ({_first_line(error)}): training goes on without it, more slowly")
+        return step
+    return compiled
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a reader of the results needs to know of the machine; names no user, host or path."""
+    cpu_name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    found: dict[str, Any] = {"device": device.type, "device_name": cpu_name}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "device_name": properties.name,
+            "device_memory_gib": round(properties.total_memory / 2**30, 1),
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    return found | {
+        "cpu_threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "s8lib": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

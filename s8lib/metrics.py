@@ -1,0 +1,128 @@
+"""How good a network is: counts over a whole split, in large mixed-precision batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from s8lib import augment
+from s8lib.data import Split
+from s8lib.distributed import ALONE, Ranks
+from s8lib.hardware import autocast, pick_device, pick_precision
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Accuracies in percent, loss in nats.
+
+    Attributes:
+        n: number of images.
+        loss: mean negative log-likelihood, without label smoothing.
+        top1, top5: the true class is first, among the first five.
+        superclass_top1: the first class lies in the true superclass.
+        ece: expected calibration error, percent, 15 equal bins of confidence (arXiv:1706.04599).
+        top1_interval: Wilson's 95% interval of top1, for n independent images.
+        per_class: top1 for each class; nan for a class that the split does not hold.
+    """
+
+    n: int
+    loss: float
+    top1: float
+    top5: float
+    superclass_top1: float
+    ece: float
+    top1_interval: tuple[float, float]
+    per_class: tuple[float, ...]
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    batch_size: int = 1000,
+    ranks: Ranks = ALONE,
+) -> Metrics:
+    """Run `model` over all of `split`, unaugmented, in eval mode; its training mode is restored.
+
+    Args:
+        device: where to run; by default where the model is. The model stays there.
+        precision: auto, bf16, fp16 or fp32.
+        ranks: share the work among them; every rank returns the whole split's metrics.
+    """
+    device = _device_of(model) if device is None else pick_device(device)
+    logits = predict_logits(model.to(device), split.images, precision, batch_size, ranks)
+    return metrics_of(logits.cpu(), split.labels.cpu(), split.coarse_labels.cpu())
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: nn.Module, images: Tensor, precision: str = "auto", batch_size: int = 1000, ranks: Ranks = ALONE
+) -> Tensor:
+    """Logits [N, classes] float32, on the model's device, for images [N, 3, 32, 32] uint8.
+
+    Each of `ranks` runs its share of the batches and adds zeros for the rest, so the sum over ranks is exact.
+    """
+    device = _device_of(model)
+    precision = pick_precision(device, precision)
+    was_training = model.training
+    model.eval()
+    batches = images.split(batch_size)
+    if len(batches) < ranks.world:  # too few to share: every rank runs them all
+        ranks = ALONE
+    logits: dict[int, Tensor] = {}
+    try:
+        for index in range(ranks.rank, len(batches), ranks.world):
+            batch = augment.normalize(batches[index].to(device).float() / 255)
+            with autocast(device, precision):
+                logits[index] = model(batch.contiguous(memory_format=torch.channels_last)).float()
+    finally:
+        model.train(was_training)
+    classes = logits[ranks.rank].shape[1]
+    zeros = [torch.zeros(len(batch), classes, device=device) for batch in batches]
+    return ranks.sum(torch.cat([logits.get(index, zero) for index, zero in enumerate(zeros)]))
+
+
+def metrics_of(logits: Tensor, labels: Tensor, coarse_labels: Tensor) -> Metrics:
+    """Metrics of logits [N, classes] against labels [N] and coarse labels [N]; counts are exact integers."""
+    n, classes = logits.shape
+    confidence, predicted = logits.softmax(1).max(1)
+    correct = predicted == labels
+    top5 = (logits.topk(min(5, classes)).indices == labels[:, None]).any(1)
+    superclass_of = torch.full((classes,), -1, device=labels.device)
+    superclass_of[labels] = coarse_labels
+    per_class = torch.bincount(labels[correct], minlength=classes) / torch.bincount(labels, minlength=classes)
+    hits = int(correct.sum())
+    return Metrics(
+        n=n,
+        loss=float(F.cross_entropy(logits.double(), labels)),
+        top1=100 * hits / n,
+        top5=100 * int(top5.sum()) / n,
+        superclass_top1=100 * int((superclass_of[predicted] == coarse_labels).sum()) / n,
+        ece=100 * _calibration_error(confidence.double(), correct),
+        top1_interval=wilson_interval(hits, n),
+        per_class=tuple((100 * per_class).tolist()),
+    )
+
+
+def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval, in percent, of `hits` successes among `n` (E. B. Wilson, 1927); z for 95%."""
+    p = hits / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return 100 * (centre - half), 100 * (centre + half)
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (k/15, (k+1)/15], as in the paper
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    gap.index_add_(0, index, confidence - correct.double())
+    return float(gap.abs().sum()) / len(confidence)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
