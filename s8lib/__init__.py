@@ -1,0 +1,44 @@
+"""s8lib: train, keep and publish a WideResNet on CIFAR-100, from a notebook or a command line."""
+
+from s8lib.checkpoint import RunError, RunFolder
+from s8lib.data import Cifar100, DataError, Split, load_cifar100
+from s8lib.epoch_log import Epoch, EpochLog
+from s8lib.hardware import DeviceError
+from s8lib.metrics import Metrics, evaluate
+from s8lib.models import ResNet42, WideResNet, build_model, load_model
+from s8lib.recipe import PRESETS, QUICK, SEED_100, SEED_200, Knobs, Recipe, RecipeError
+from s8lib.synthetic import synthetic_cifar100
+from s8lib.trainer import NonFiniteLoss, train
+from s8lib.version import __version__
+from s8lib.weights import ModelError, load_public_weights
+
+__all__ = [
+    "PRESETS",
+    "QUICK",
+    "SEED_100",
+    "SEED_200",
+    "Cifar100",
+    "DataError",
+    "DeviceError",
+    "Epoch",
+    "EpochLog",
+    "Knobs",
+    "Metrics",
+    "ModelError",
+    "NonFiniteLoss",
+    "Recipe",
+    "RecipeError",
+    "ResNet42",
+    "RunError",
+    "RunFolder",
+    "Split",
+    "WideResNet",
+    "__version__",
+    "build_model",
+    "evaluate",
+    "load_cifar100",
+    "load_model",
+    "load_public_weights",
+    "synthetic_cifar100",
+    "train",
+]

@@ -1,0 +1,3 @@
+from s8lib.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,299 @@
+"""The training loop: epochs, steps, forward, backward, evaluate, log, save, in that order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from s8lib.checkpoint import RunFolder
+from s8lib.data import Cifar100
+from s8lib.data import holdout as holdout_split
+from s8lib.distributed import Ranks, join_ranks
+from s8lib.epoch_log import Epoch, EpochLog, selector
+from s8lib.epoch_plan import plan_epoch, seed_dropout
+from s8lib.hardware import (
+    compile_or_eager,
+    deterministic_algorithms,
+    environment,
+    pick_compile,
+    pick_device,
+    pick_precision,
+)
+from s8lib.metrics import evaluate
+from s8lib.models import Network
+from s8lib.recipe import Recipe, RecipeError
+from s8lib.state import TrainState, identity_of
+from s8lib.step import Forward, Step, loss_arguments
+from s8lib.weights import ModelError
+
+CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
+
+
+class NonFiniteLoss(RuntimeError):
+    """Training diverged; the message names the epoch, the step and the last good checkpoint."""
+
+
+class Publisher(Protocol):
+    """What `train` tells whoever publishes a run; neither call may raise, nor block for long."""
+
+    def after_epoch(self, run: RunFolder, log: EpochLog) -> None:
+        """The epoch's checkpoint is complete in `run`."""
+
+    def finish(self, run: RunFolder, log: EpochLog) -> None:
+        """Training is over."""
+
+
+def train(
+    recipe: Recipe,
+    model: Network,
+    data: Cifar100,
+    run: RunFolder | str | Path | None = None,
+    hub: Publisher | None = None,
+    device: str | torch.device | None = None,
+    *,
+    precision: str = "auto",
+    compile: str = "auto",
+    deterministic: bool = False,
+    holdout: int = 0,
+    sync_batchnorm: bool = False,
+    say: Callable[[str], None] = print,
+) -> EpochLog:
+    """Train `model` in place by `recipe`, or go on where the run folder's newest good checkpoint stands.
+
+    On a CPU, and on a GPU with `deterministic`, a resumed run equals the uninterrupted one bit for bit.
+    Under `torchrun` every rank calls this; the recipe's batch is shared among them and rank 0 writes.
+
+    Args:
+        run: where checkpoints, best weights and the epoch log go; without it nothing is saved.
+        hub: is told after each epoch; needs `run`.
+        device: by default CUDA, MPS or the CPU, whichever comes first.
+        precision: auto, bf16, fp16 or fp32; see `pick_precision`.
+        compile: auto, on or off; see `pick_compile`. If the compiler fails, training goes on without it.
+        holdout: this many training images, stratified, choose the best epoch; with 0 the test set does.
+        sync_batchnorm: normalise over all ranks' images instead of each rank's own; GPUs only.
+        say: takes one line for people at a time.
+    Returns:
+        The epoch log; `log[-1]` is the final epoch, `log.best` the selected one.
+    Raises:
+        RecipeError, ModelError, DataError, RunError: bad input; nothing was changed.
+        NonFiniteLoss: the run can go on from its last checkpoint.
+    """
+    device = pick_device(device)
+    precision = pick_precision(device, precision)
+    use_compile = pick_compile(device, compile)
+    recipe = dataclasses.replace(recipe, model=model.name)
+    run = RunFolder(run, say=say) if isinstance(run, str | Path) else run
+    train_set, selection_set = data.train, None
+    if holdout:
+        train_set, selection_set = holdout_split(data.train, holdout, recipe.seed)
+
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(join_ranks(device))
+        if not ranks.first:
+            run, say = None, _silent
+        _check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
+        stack.enter_context(deterministic_algorithms(deterministic))
+        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        if run:
+            stack.enter_context(run.lock())
+
+        model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        state = TrainState(
+            model,
+            optimizer=torch.optim.SGD(
+                model.parameters(),
+                lr=recipe.at(0).lr,
+                momentum=recipe.momentum,
+                nesterov=recipe.nesterov,
+                weight_decay=recipe.weight_decay,
+                fused=device.type in ("cuda", "cpu"),
+            ),
+            scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
+            log=EpochLog(),
+            identity=identity_of(recipe, model, data, holdout),
+        )
+        saved = ranks.share(run.resume() if run else None)
+        if saved:
+            state.restore(saved, run)
+        log = state.log
+        if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
+            say(f"this run is finished: {log.summary()}")
+            if run and hub:
+                hub.finish(run, log)
+            return log
+
+        network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
+        if ranks.world > 1:
+            network = DistributedDataParallel(network, gradient_as_bucket_view=True)
+        step = Step(network, train_set.to(device), device, precision)
+        forward = step.loss
+        if use_compile:
+            model.set_dropout(recipe.at(len(log)).dropout)
+            forward = compile_or_eager(forward, lambda f: step.try_out(f, recipe, len(log), ranks), say)
+
+        if run:
+            settings = {
+                "precision": precision,
+                "compile": forward != step.loss,
+                "deterministic": deterministic,
+                "ranks": ranks.world,
+            }
+            _open_session(run, recipe, log, settings | environment(device))
+        say(f"{recipe.name}, {model.name}, {len(train_set):,} training images: {data.source}")
+        say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
+        test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
+
+        try:
+            for epoch in range(len(log), recipe.epochs):
+                started = time.perf_counter()
+                knobs = recipe.at(epoch)
+                model.set_dropout(knobs.dropout)
+                seed_dropout(recipe, epoch, ranks)
+                trained = _train_epoch(epoch, recipe, forward, state, len(train_set), ranks, run)
+                ranks.share_buffers(model)
+                test = evaluate(model, test_set, precision=precision, ranks=ranks)
+                held = selection_set and evaluate(model, selection_set, precision=precision, ranks=ranks)
+                selection_acc = held.top1 if held else test.top1
+                log.append(
+                    Epoch(
+                        epoch=epoch + 1,
+                        phase=recipe.phase(epoch),
+                        lr=trained.lr,
+                        dropout=knobs.dropout,
+                        mixup_alpha=knobs.mixup_alpha,
+                        augmentation=knobs.augmentation,
+                        train_loss=trained.loss,
+                        train_acc=trained.accuracy,
+                        test_loss=test.loss,
+                        test_acc=test.top1,
+                        test_top5=test.top5,
+                        best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
+                        images_per_s=trained.images_per_s,
+                        seconds=time.perf_counter() - started,
+                        holdout_acc=held.top1 if held else None,
+                    )
+                )
+                if run:
+                    state.save(run)
+                say(log.line(recipe.epochs))
+                if run and hub:
+                    hub.after_epoch(run, log)
+                if recipe.out_of_patience([row.selection_acc for row in log]):
+                    say(f"stopped early: {recipe.patience} epochs without a better one in this cycle")
+                    break
+        except KeyboardInterrupt:
+            say(f"stopped during epoch {epoch + 1} of {recipe.epochs}; {_how_to_go_on(run)}")
+            raise
+        say(f"finished: {log.summary()}")
+        if run and hub:
+            hub.finish(run, log)
+        return log
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What an epoch's training came to; loss (nats) and accuracy (percent) are weighted by MixUp's lambda."""
+
+    lr: float
+    loss: float
+    accuracy: float
+    images_per_s: float
+
+
+def _train_epoch(
+    epoch: int,
+    recipe: Recipe,
+    forward: Forward,
+    state: TrainState,
+    images: int,
+    ranks: Ranks,
+    run: RunFolder | None,
+) -> TrainedEpoch:
+    started = time.perf_counter()
+    state.model.train()
+    device = next(state.model.parameters()).device
+    plan = plan_epoch(recipe, epoch, images, device)
+    losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
+    bar = tqdm(
+        range(plan.steps),
+        desc=f"epoch {epoch + 1}/{recipe.epochs}",
+        leave=False,
+        disable=None if ranks.first else True,  # None: a bar only where there is a terminal
+    )
+    # Nothing between here and the look at the loss makes the host wait for the device.
+    for step in bar:
+        lr = recipe.at(epoch + step / plan.steps).lr
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        loss, hit = forward(*loss_arguments(recipe, plan, epoch, step, ranks))
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        losses[step] = loss.detach()
+        hits += hit
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
+            finite = ranks.sum((~losses[: step + 1].isfinite()).float()) == 0
+            if not finite.all():
+                first = int(finite.int().argmin())
+                raise NonFiniteLoss(
+                    f"the loss became infinite or NaN in epoch {epoch + 1}, step {first + 1}; "
+                    f"{_how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
+                )
+            bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
+    return TrainedEpoch(
+        lr=lr,
+        loss=float(ranks.sum(losses.sum())) / (plan.steps * ranks.world),
+        accuracy=100 * float(ranks.sum(hits)) / len(plan.order),
+        images_per_s=len(plan.order) / (time.perf_counter() - started),
+    )
+
+
+def _silent(line: str) -> None:
+    """What ranks other than the first say."""
+
+
+def _check_fit(
+    recipe: Recipe,
+    model: Network,
+    data: Cifar100,
+    images: int,
+    ranks: Ranks,
+    sync_batchnorm: bool,
+    device: torch.device,
+) -> None:
+    if model.config["num_classes"] != len(data.classes):
+        raise ModelError(
+            f"{model.name} has {model.config['num_classes']} classes and the data {len(data.classes)}"
+        )
+    if recipe.batch_size > images:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images")
+    if recipe.batch_size % ranks.world:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
+    if sync_batchnorm and device.type != "cuda":
+        raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
+
+
+def _open_session(run: RunFolder, recipe: Recipe, log: EpochLog, settings: dict[str, object]) -> None:
+    """Write what a reader of the folder needs, once a start or resume."""
+    run.write_json("recipe.json", recipe.to_dict())
+    run.write_text("epoch_log.csv", log.to_csv())
+    sessions = run.read_json("environment.json", default=[])
+    run.write_json("environment.json", [*sessions, {"from_epoch": len(log) + 1, **settings}])
+
+
+def _how_to_go_on(run: RunFolder | None) -> str:
+    last = run.last_epoch() if run else None
+    if run is None or last is None:
+        return "no checkpoint was saved yet"
+    return f"the last good checkpoint is epoch {last} in {run.path}, and the same command goes on from there"

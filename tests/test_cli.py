@@ -1,0 +1,200 @@
+"""The commands do what the README says, as processes of their own: exit codes, messages, kills, ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import s8lib as s8
+from s8lib import cli
+from tests.runs import MODEL, assert_same_bits, command, finish, outcome
+
+# 3 epochs of 50 steps on the stand-in, with a network that makes them a few seconds each.
+TRAIN = ("train", "--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--epochs", "3", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    code, output = finish(command(*TRAIN, "--set", "batch_size=250", "--run", run))
+    assert code == 0, output
+    return run, output
+
+
+def start_and_wait_for_epoch(run: Path, epoch: int) -> subprocess.Popen[str]:
+    """Start the run of `whole_run` and return in the middle of the epoch after `epoch`."""
+    process = command(*TRAIN, "--set", "batch_size=250", "--run", run)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"epoch   {epoch}/"):
+            time.sleep(0.5)
+            return process
+    raise AssertionError(f"the run ended before epoch {epoch}")
+
+
+def test_a_run_killed_in_mid_epoch_and_started_again_equals_an_uninterrupted_one(
+    tmp_path: Path, whole_run: tuple[Path, str]
+) -> None:
+    run = tmp_path / "run"
+    process = start_and_wait_for_epoch(run, 1)
+    process.kill()
+    finish(process)
+    assert len(s8.EpochLog.read(run / "epoch_log.csv")) == 1
+    code, output = finish(command(*TRAIN, "--set", "batch_size=250", "--run", run))
+    assert code == 0, output
+    assert_same_bits(outcome(run), outcome(whole_run[0]))
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_stop_at_once_and_tell_how_to_go_on(
+    tmp_path: Path, number: signal.Signals, expected: int
+) -> None:
+    process = start_and_wait_for_epoch(tmp_path / "run", 1)
+    process.send_signal(number)
+    code, output = finish(process)
+    assert code == expected
+    assert f"stopped during epoch 2 of 3; the last good checkpoint is epoch 1 in {tmp_path / 'run'}" in output
+    assert "the same command goes on from there" in output
+    assert "Traceback" not in output
+
+
+def test_the_log_is_a_line_an_epoch_and_the_run_ends_with_final_and_best(whole_run: tuple[Path, str]) -> None:
+    output = whole_run[1]
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
+    assert "final epoch 3:" in output.splitlines()[-1]
+    assert "chosen on the test set itself" in output.splitlines()[-1]
+
+
+def test_a_finished_run_says_so(whole_run: tuple[Path, str]) -> None:
+    code, output = finish(command(*TRAIN, "--set", "batch_size=250", "--run", whole_run[0]))
+    assert code == 0
+    assert "this run is finished" in output
+
+
+def test_evaluate_measures_the_best_weights_as_logged(whole_run: tuple[Path, str], tmp_path: Path) -> None:
+    numbers = tmp_path / "numbers.json"
+    code, output = finish(command("evaluate", "--run", whole_run[0], "--data", "synthetic", "--json", numbers))
+    assert code == 0, output
+    best = s8.EpochLog.read(whole_run[0] / "epoch_log.csv").best
+    assert json.loads(numbers.read_text())["top1"] == pytest.approx(best.test_acc)
+    assert f"{best.test_acc:.2f}%" in output
+    code, by_model = finish(command("evaluate", "--model", whole_run[0] / "best", "--data", "synthetic"))
+    assert code == 0
+    assert by_model.splitlines()[1:] == output.splitlines()[2:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--recipe", "seed-300"), "no recipe 'seed-300'"),
+        (("--model", "vgg-16"), "no model 'vgg-16'"),
+        (("--model", "wrn-27-10"), "depth = 27"),
+        (("--set", "lr_peak=-1"), "lr_peak = -1"),
+        (("--set", "learning_rate=1"), "no field 'learning_rate'"),
+        (("--set", "lr_peak"), "lr_peak=0.05"),
+        (("--epochs", "0"), "epochs"),
+        (("--precision", "int4"), "precision 'int4'"),
+        (("--compile", "yes"), "compile 'yes'"),
+        (("--device", "cuda:77"), "cuda:77"),
+        (("--holdout", "-5"), "-5"),
+        (("--data", "/no/such/folder"), "/no/such/folder"),
+        (("--epochs", "three"), "three"),
+    ],
+)
+def test_bad_input_exits_with_2_says_what_in_one_sentence_and_writes_nothing(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple,
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(["train", "--data", "synthetic", "--device", "cpu", *arguments])
+    except SystemExit as exit:  # argparse's own
+        code = int(exit.code or 0)
+    assert code == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluating_an_empty_run_folder_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "--data", "synthetic", "--run", str(tmp_path)]) == 2
+    assert "holds no finished epoch" in capsys.readouterr().err
+
+
+def test_a_full_recipe_never_falls_back_to_the_stand_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S8_DATA", str(tmp_path))
+    assert cli.main(["train", "--recipe", "seed-100", "--device", "cpu"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_settings_seed_model_and_epochs_reach_the_recipe(tmp_path: Path) -> None:
+    options = cli._parser().parse_args(
+        ["train", "--recipe", "seed-100", "--epochs", "50", "--seed", "7", "--model", "wrn-16-4"]
+        + ["--set", "dropout=0.1,0", "--set", "patience=null", "--set", "augmentation=light"]
+    )
+    recipe = cli._recipe(options, "quick")
+    assert (recipe.epochs, recipe.phase1_epochs, recipe.cycle_epochs) == (50, 30, 12.5)
+    assert (recipe.seed, recipe.model, recipe.dropout) == (7, "wrn-16-4", (0.1, 0))
+    assert (recipe.patience, recipe.augmentation) == (None, ("light", "light"))
+    recipe.save(tmp_path / "recipe.json")
+    again = cli._parser().parse_args(["train", "--recipe", str(tmp_path / "recipe.json")])
+    assert cli._recipe(again, "quick") == recipe
+
+
+def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*launcher, "-m", "--", "s8lib", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(s8.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_two_ranks_train_as_one_and_one_rank_goes_on_where_they_stopped(
+    tmp_path: Path, whole_run: tuple[Path, str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = (*TRAIN, "--set", "batch_size=250", "--run", run, "--precision", "fp32")
+    code, output = torchrun(2, *arguments)
+    assert code == 0, output
+    assert output.count("epoch   1/3") == 1, "rank 0 alone speaks"
+    log = s8.EpochLog.read(run / "epoch_log.csv")
+    alone = s8.EpochLog.read(whole_run[0] / "epoch_log.csv")
+    assert json.loads((run / "environment.json").read_text())[0]["ranks"] == 2
+    # The same images, augmentation and rates as one rank; BatchNorm sees half a batch and MixUp is off.
+    assert log[0].train_loss == pytest.approx(alone[0].train_loss, rel=0.02)
+    assert [row.lr for row in log] == [row.lr for row in alone]
+    (run / "checkpoints" / "epoch_003.pt").unlink()
+    code, output = finish(command(*arguments))
+    assert code == 0, output
+    assert "epoch   3/3" in output
+    assert "epoch   2/3" not in output
+
+
+def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused(tmp_path: Path) -> None:
+    code, output = torchrun(2, *TRAIN, "--set", "batch_size=125", "--run", tmp_path / "run")
+    assert code != 0
+    assert "batch_size = 125: cannot be shared evenly among 2 ranks" in output
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    probe = (
+        "import sys, s8lib; heavy = {'torchvision', 'matplotlib', 'pyarrow', 'PIL', 'pandas', 'torchsummary'};"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

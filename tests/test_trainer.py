@@ -1,0 +1,391 @@
+"""A run trains, stops and resumes as the recipe and the run folder say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import s8lib as s8
+from s8lib.distributed import Ranks
+from s8lib.epoch_plan import plan_epoch
+from s8lib.step import Step, loss_arguments
+from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, timeless, train
+
+RESTART, PHASE_CHANGE, MID_RUN = 2, 4, 3
+
+
+def first(split: s8.Split, n: int) -> s8.Split:
+    return split.subset(torch.arange(n))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny: s8.Cifar100) -> dict[str, Path]:
+    runs = {}
+    for precision in ("fp32", "bf16"):
+        runs[precision] = tmp_path_factory.mktemp(f"whole-{precision}")
+        train(runs[precision], tiny, precision=precision)
+    return runs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("cut", [1, RESTART, MID_RUN, PHASE_CHANGE, 5])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, tiny: s8.Cifar100, uninterrupted: dict[str, Path], precision: str, cut: int
+) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=cut, precision=precision)
+    log = train(tmp_path, tiny, model=small_model(seed=99), precision=precision)
+    assert [row.epoch for row in log] == [1, 2, 3, 4, 5, 6]
+    assert_same_bits(outcome(tmp_path), outcome(uninterrupted[precision]))
+
+
+def test_a_resumed_fp16_run_keeps_its_loss_scale(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    few = dataclasses.replace(tiny, train=first(tiny.train, 20), test=first(tiny.test, 10))  # fp16 crawls on a CPU
+    short = recipe(epochs=2, phase1_epochs=1, batch_size=10)
+    train(tmp_path / "whole", few, recipe=short, precision="fp16")
+    with pytest.raises(Cut):
+        train(tmp_path / "cut", few, cut_after=1, recipe=short, precision="fp16")
+    train(tmp_path / "cut", few, model=small_model(seed=99), recipe=short, precision="fp16")
+    assert outcome(tmp_path / "cut")["scaler"]["scale"] > 1
+    assert_same_bits(outcome(tmp_path / "cut"), outcome(tmp_path / "whole"))
+
+
+def test_a_run_goes_on_in_another_precision_as_when_another_gpu_is_lent(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    few = dataclasses.replace(tiny, train=first(tiny.train, 20), test=first(tiny.test, 10))
+    short = recipe(epochs=3, phase1_epochs=1, batch_size=10)
+    for epoch, precision in ((1, "bf16"), (2, "fp16")):
+        with pytest.raises(Cut):
+            train(tmp_path, few, cut_after=epoch, recipe=short, precision=precision)
+    assert len(train(tmp_path, few, recipe=short, precision="fp32")) == 3
+    sessions = json.loads((tmp_path / "environment.json").read_text())
+    assert [(s["from_epoch"], s["precision"]) for s in sessions] == [(1, "bf16"), (2, "fp16"), (3, "fp32")]
+
+
+def test_a_run_cut_after_every_epoch_still_equals_the_uninterrupted_one(
+    tmp_path: Path, tiny: s8.Cifar100, uninterrupted: dict[str, Path]
+) -> None:
+    for epoch in range(1, 6):
+        with pytest.raises(Cut):
+            train(tmp_path, tiny, cut_after=epoch, precision="fp32", model=small_model(seed=0))
+    train(tmp_path, tiny, precision="fp32")
+    assert_same_bits(outcome(tmp_path), outcome(uninterrupted["fp32"]))
+
+
+def test_a_damaged_newest_checkpoint_costs_one_epoch_and_changes_nothing(
+    tmp_path: Path, tiny: s8.Cifar100, uninterrupted: dict[str, Path]
+) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=5, precision="fp32")
+    os.truncate(tmp_path / "checkpoints" / "epoch_005.pt", 1000)
+    lines: list[str] = []
+    train(tmp_path, tiny, precision="fp32", lines=lines)
+    assert any("epoch_005.pt is damaged" in line for line in lines)
+    assert_same_bits(outcome(tmp_path), outcome(uninterrupted["fp32"]))
+
+
+def test_best_weights_of_a_lost_epoch_give_way_to_the_best_that_the_log_holds(
+    tmp_path: Path, tiny: s8.Cifar100
+) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=3)
+    run = s8.RunFolder(tmp_path)
+    log = s8.EpochLog.from_dicts(run.resume()["log"])  # type: ignore[index]
+    model = small_model(seed=77)
+    run.save(4, {"never": "read"}, "", lambda folder: s8.weights.save_model(model, folder))
+    os.truncate(tmp_path / "checkpoints" / "epoch_004.pt", 10)
+
+    def say(line: str) -> None:
+        if line.startswith("on cpu"):
+            raise Cut
+
+    with pytest.raises(Cut):
+        s8.train(RECIPE, small_model(), tiny, tmp_path, device="cpu", say=say)
+    assert run.best_epoch() == log.best.epoch
+    state = run.checkpoint(log.best.epoch)
+    best = s8.load_model(tmp_path / "best").state_dict()
+    assert state is not None
+    assert all(torch.equal(best[name], tensor) for name, tensor in state["model"].items())
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    short = recipe(epochs=1, phase1_epochs=1, cycle_epochs=1)
+    log = train(tmp_path, tiny, recipe=short)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    lines: list[str] = []
+    again = train(tmp_path, tiny, recipe=short, lines=lines)
+    assert "this run is finished" in lines[0]
+    assert again.to_dicts() == log.to_dicts()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"recipe": recipe(lr_peak=0.2)}, "recipe lr_peak is 0.1 there and 0.2 here"),
+        ({"recipe": recipe(seed=4)}, "recipe seed is 3 there and 4 here"),
+        ({"model": s8.build_model("wrn-10-2")}, "model name is 'wrn-10-1' there and 'wrn-10-2' here"),
+        ({"data": s8.synthetic_cifar100(seed=1, train=200, test=100)}, "data sha256"),
+        ({"holdout": 100}, "data holdout is 0 there and 100 here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_with_what_differs(
+    tmp_path: Path, tiny: s8.Cifar100, change: dict, named: str
+) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=1)
+    before = (tmp_path / "manifest.json").read_bytes(), (tmp_path / "epoch_log.csv").read_bytes()
+    data = change.pop("data", tiny)
+    with pytest.raises(s8.RunError) as refusal:
+        train(tmp_path, data, **({"recipe": RECIPE} | change))
+    assert named in str(refusal.value)
+    assert before == ((tmp_path / "manifest.json").read_bytes(), (tmp_path / "epoch_log.csv").read_bytes())
+
+
+def test_the_run_folder_holds_what_the_readme_promises(uninterrupted: dict[str, Path]) -> None:
+    folder = uninterrupted["fp32"]
+    assert {"recipe.json", "environment.json", "epoch_log.csv", "manifest.json", "checkpoints", "best"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert sorted(path.name for path in (folder / "best").iterdir()) == ["config.json", "model.safetensors"]
+    assert s8.Recipe.load(folder / "recipe.json") == dataclasses.replace(RECIPE, model=MODEL)
+    session = json.loads((folder / "environment.json").read_text())[0]
+    assert session["precision"] == "fp32"
+    assert session["torch"] == torch.__version__
+    log = s8.EpochLog.read(folder / "epoch_log.csv")
+    assert [row.phase for row in log] == [1, 1, 1, 1, 2, 2]
+    assert [row.augmentation for row in log] == ["full"] * 4 + ["reduced"] * 2
+
+
+def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
+    uninterrupted: dict[str, Path],
+) -> None:
+    log = s8.EpochLog.from_dicts(s8.RunFolder(uninterrupted["fp32"]).resume()["log"])  # type: ignore[index]
+    for row in log:
+        knobs = RECIPE.at(row.epoch - 1)
+        assert (row.dropout, row.mixup_alpha) == (knobs.dropout, knobs.mixup_alpha)
+        assert row.lr == RECIPE.at(row.epoch - 1 + 3 / 4).lr  # 4 steps an epoch: the last begins at 3/4
+        assert row.best_acc == max(earlier.test_acc for earlier in log.rows[: row.epoch])
+
+
+def test_best_weights_are_those_of_the_best_epoch(uninterrupted: dict[str, Path], tiny: s8.Cifar100) -> None:
+    run = s8.RunFolder(uninterrupted["fp32"])
+    log = s8.EpochLog.from_dicts(run.resume()["log"])  # type: ignore[index]
+    assert run.best_epoch() == log.best.epoch
+    metrics = s8.evaluate(s8.load_model(run.best), tiny.test, precision="fp32")
+    assert metrics.top1 == log.best.test_acc
+
+
+def test_checkpoints_load_without_trusting_pickle(uninterrupted: dict[str, Path]) -> None:
+    for path in (uninterrupted["bf16"] / "checkpoints").iterdir():
+        torch.load(path, map_location="cpu", weights_only=True)
+
+
+def test_training_leaves_the_callers_random_state_alone(tiny: s8.Cifar100) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(None, tiny, recipe=recipe(epochs=1, phase1_epochs=1, cycle_epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_seed_decides_the_run(tiny: s8.Cifar100) -> None:
+    short = recipe(epochs=1, phase1_epochs=1, cycle_epochs=1)
+    first, second, other = (
+        train(None, tiny, recipe=dataclasses.replace(short, seed=seed), precision="fp32") for seed in (1, 1, 2)
+    )
+    assert timeless(first.to_dicts()[0]) == timeless(second.to_dicts()[0])
+    assert first[-1].train_loss != other[-1].train_loss
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_epoch_step_and_checkpoint(
+    tmp_path: Path, tiny: s8.Cifar100
+) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=2)
+    path = tmp_path / "checkpoints" / "epoch_002.pt"
+    state = torch.load(path, weights_only=True)
+    state["model"]["fc.bias"][0] = float("nan")
+    s8.RunFolder(tmp_path).save(2, state, "")
+    with pytest.raises(s8.NonFiniteLoss) as stop:
+        train(tmp_path, tiny)
+    assert "epoch 3, step 1; the last good checkpoint is epoch 2" in str(stop.value)
+    assert s8.RunFolder(tmp_path).resume()["log"][-1]["epoch"] == 2  # type: ignore[index]
+
+
+def test_a_huge_rate_diverges_into_an_error_not_into_a_saved_epoch(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    wild = recipe(lr_start=1e18, lr_peak=1e18)
+    with pytest.raises(s8.NonFiniteLoss, match=r"epoch 1, step [1-4]; no checkpoint was saved"):
+        train(tmp_path, tiny, recipe=wild, precision="fp32")
+    assert not s8.RunFolder(tmp_path).manifest()["checkpoints"]
+
+
+def test_holdout_images_choose_the_best_epoch_and_are_not_trained_on(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    lines: list[str] = []
+    log = train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), holdout=100, lines=lines)
+    assert log.best.selection_acc == log.best.holdout_acc == max(row.holdout_acc for row in log)  # type: ignore[type-var]
+    assert "100 training images" in lines[0]
+    assert "held-out training images" in lines[1]
+    assert "holdout_acc" in (tmp_path / "epoch_log.csv").read_text().splitlines()[0]
+
+
+def test_every_report_says_that_best_was_chosen_on_test_and_shows_the_final_epoch(tiny: s8.Cifar100) -> None:
+    lines: list[str] = []
+    log = train(None, tiny, recipe=recipe(epochs=2, phase1_epochs=1), lines=lines)
+    assert "the test set itself" in lines[1]
+    assert f"final epoch 2: {log[-1].test_acc:.2f}%" in lines[-1]
+    assert "chosen on the test set itself" in lines[-1]
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves_and_it_stays_ended(
+    tmp_path: Path, tiny: s8.Cifar100
+) -> None:
+    frozen = recipe(lr_start=0.0, lr_peak=1e-12, lr_floor=0.0, lr_final=0.0, phase1_epochs=1, patience=2, epochs=9)
+    log = train(tmp_path, tiny, recipe=frozen, precision="fp32")
+    assert len(log) < 9
+    lines: list[str] = []
+    assert len(train(tmp_path, tiny, recipe=frozen, precision="fp32", lines=lines)) == len(log)
+    assert "this run is finished" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"precision": "int8"}, s8.DeviceError, "precision 'int8' is unknown"),
+        ({"compile": "maybe"}, s8.DeviceError, "compile 'maybe' is unknown"),
+        ({"device": "cuda:99"}, s8.DeviceError, "cuda:99"),
+        ({"device": "abacus"}, s8.DeviceError, "abacus"),
+        ({"recipe": recipe(batch_size=201)}, s8.RecipeError, "batch_size = 201: there are only 200"),
+        ({"holdout": 200}, s8.DataError, "200"),
+        ({"holdout": -1}, s8.DataError, "-1"),
+        ({"sync_batchnorm": True}, s8.ModelError, "sync_batchnorm"),
+        ({"model": s8.WideResNet(10, 1, num_classes=10)}, s8.ModelError, "10 classes"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(
+    tmp_path: Path, tiny: s8.Cifar100, options: dict, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        train(tmp_path / "run", tiny, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_publisher_hears_of_every_epoch_after_it_is_saved(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.heard: list[tuple[str, int]] = []
+
+        def after_epoch(self, run: s8.RunFolder, log: s8.EpochLog) -> None:
+            assert f"epoch_{len(log):03d}.pt" in run.manifest()["checkpoints"]
+            self.heard.append(("epoch", len(log)))
+
+        def finish(self, run: s8.RunFolder, log: s8.EpochLog) -> None:
+            self.heard.append(("finish", len(log)))
+
+    recorder = Recorder()
+    train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), hub=recorder)
+    assert recorder.heard == [("epoch", 1), ("epoch", 2), ("finish", 2)]
+
+
+def test_the_loss_falls_on_real_images(real: s8.Cifar100) -> None:
+    few = dataclasses.replace(
+        real, train=real.train.subset(torch.arange(2000)), test=real.test.subset(torch.arange(500))
+    )
+    fast = recipe(
+        epochs=3, phase1_epochs=2, cycle_epochs=3, dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0),
+        augmentation=("light", "light"),
+    )  # fmt: skip
+    log = train(None, few, recipe=fast)
+    assert log[0].train_loss > log[1].train_loss > log[2].train_loss
+    assert log[-1].train_loss < 4.2, "far below ln(100) = 4.6, the loss of guessing, label smoothing included"
+    assert log[-1].test_acc > 3
+
+
+@pytest.mark.parametrize("name", ["wrn-28-10", "resnet-42"])
+def test_both_networks_step_and_checkpoint_by_the_seeds_recipe(
+    tmp_path: Path, tiny: s8.Cifar100, name: str
+) -> None:
+    model = s8.build_model(name, seed=0)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    step_recipe = dataclasses.replace(s8.SEED_100, batch_size=8)
+    few = dataclasses.replace(
+        tiny, train=tiny.train.subset(torch.arange(8)), test=tiny.test.subset(torch.arange(8))
+    )
+    one = dataclasses.replace(step_recipe.stretched(0.01), warmup_epochs=0)
+    s8.train(one, model, few, tmp_path, device="cpu", say=lambda line: None)
+    assert s8.RunFolder(tmp_path).last_epoch() == 1
+    assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
+
+
+def test_a_compiler_that_fails_is_told_in_one_line_and_training_goes_on(
+    tiny: s8.Cifar100, uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    torch._dynamo.reset()
+    lines: list[str] = []
+    train(tmp_path, tiny, precision="fp32", compile="on", lines=lines)
+    failures = [line for line in lines if "torch.compile failed" in line]
+    assert len(failures) == 1
+    assert "\n" not in failures[0]
+    assert_same_bits(outcome(tmp_path), outcome(uninterrupted["fp32"]))
+
+
+def test_compiled_training_follows_eager_training(tiny: s8.Cifar100) -> None:
+    short = recipe(epochs=1, phase1_epochs=1, cycle_epochs=1, dropout=(0.0, 0.0))
+    eager, compiled = (
+        train(None, tiny, recipe=short, precision="fp32", compile=compile) for compile in ("off", "on")
+    )
+    assert compiled[-1].train_loss == pytest.approx(eager[-1].train_loss, rel=1e-3)
+    assert compiled[-1].test_loss == pytest.approx(eager[-1].test_loss, rel=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("name", ["wrn-28-10", "resnet-42"])
+def test_gpu_trains_a_step_without_waiting_for_the_device(
+    tiny: s8.Cifar100, name: str, precision: str, compile: str
+) -> None:
+    device = torch.device("cuda")
+    model = s8.build_model(name, seed=0).to(device, memory_format=torch.channels_last)
+    step = Step(model, tiny.train.to(device), device, precision)
+    schedule = dataclasses.replace(s8.SEED_100, batch_size=64)
+    forward = torch.compile(step.loss, dynamic=False) if compile == "on" else step.loss
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
+    plan = plan_epoch(schedule, 0, 200, device)
+    for index in range(3):
+        torch.cuda.set_sync_debug_mode("error" if index == 2 else "default")
+        try:
+            loss, _ = forward(*loss_arguments(schedule, plan, 0, index, Ranks()))
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+@pytest.mark.gpu
+def test_gpu_resume_with_deterministic_equals_the_uninterrupted_run(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    options = {"device": "cuda", "deterministic": True, "precision": "bf16"}
+    train(tmp_path / "whole", tiny, **options)
+    with pytest.raises(Cut):
+        train(tmp_path / "cut", tiny, cut_after=MID_RUN, **options)
+    train(tmp_path / "cut", tiny, model=small_model(seed=99), **options)
+    assert_same_bits(outcome(tmp_path / "whole"), outcome(tmp_path / "cut"))
+
+
+@pytest.mark.gpu
+def test_a_gpu_checkpoint_goes_on_on_a_cpu(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=5, device="cuda", precision="fp16")
+    assert len(train(tmp_path, tiny, device="cpu", precision="fp32")) == 6
