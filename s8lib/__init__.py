@@ -1,4 +1,4 @@
-"""s8lib: train, keep and publish a WideResNet on CIFAR-100, from a notebook or a command line."""
+"""s8lib: train a WideResNet on CIFAR-100 and resume it exactly."""
 
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.data import Cifar100, DataError, Split, load_cifar100

@@ -21,9 +21,12 @@ from filelock import FileLock, Timeout
 
 from s8lib.weights import SAFETENSORS
 
+PARTIAL = ".partial"  # ends the name of a file that is being written
+KEEP = 5  # checkpoints, counted by what is on disk
+
 
 class RunError(RuntimeError):
-    """A run folder that cannot be used as asked; the message says what to do. Nothing in it was changed."""
+    """A run folder that cannot be used as asked; the message says what to do. The run in it is unchanged."""
 
 
 class RunFolder:
@@ -31,13 +34,11 @@ class RunFolder:
 
     Args:
         path: the folder.
-        keep: how many checkpoints stay, counted by what is on disk.
         say: takes one line for people at a time.
     """
 
-    def __init__(self, path: str | Path, keep: int = 5, say: Callable[[str], None] = print) -> None:
+    def __init__(self, path: str | Path, say: Callable[[str], None] = print) -> None:
         self.path = Path(path)
-        self.keep = keep
         self.say = say
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
@@ -71,14 +72,14 @@ class RunFolder:
             manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
             return {"checkpoints": dict(manifest["checkpoints"]), "best": manifest["best"]}
         except FileNotFoundError:
-            if not self._on_disk():
+            if not (self._on_disk() or self.best.exists() or (self.path / "epoch_log.csv").exists()):
                 return {"checkpoints": {}, "best": None}
             problem = "is missing"
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = f"cannot be read ({type(error).__name__}: {error})"
         raise RunError(
-            f"{self._manifest} {problem}, so no checkpoint beside it can be trusted: bring the file back, or "
-            "start in another run folder"
+            f"{self._manifest} {problem}, so nothing beside it can be trusted: bring the file back, or start in "
+            "another run folder"
         )
 
     def save(
@@ -98,19 +99,19 @@ class RunFolder:
         self._settle_best(manifest)
         name = f"epoch_{epoch:03d}.pt"
         with replacing(self.checkpoints / name) as partial:
-            torch.save(state, partial)
+            try:
+                torch.save(state, partial)
+            except RuntimeError as error:  # torch's word for a full disk, among others
+                raise OSError(f"cannot write {self.checkpoints / name}: {str(error).splitlines()[0]}") from error
         manifest["checkpoints"][name] = {"epoch": epoch, **_identity(self.checkpoints / name)}
         if save_best:
             manifest["best"] = self._write_new_best(epoch, save_best)
         self.write_text("epoch_log.csv", epoch_log)
-        dropped = self._on_disk()[: -self.keep]
-        listed = manifest["checkpoints"]
-        manifest["checkpoints"] = {
-            path.name: listed[path.name] for path in self._on_disk()[-self.keep :] if path.name in listed
-        }
+        on_disk, listed = self._on_disk(), manifest["checkpoints"]
+        manifest["checkpoints"] = {path.name: listed[path.name] for path in on_disk[-KEEP:] if path.name in listed}
         self._write_manifest(manifest)  # from here on, this save happened
         self._settle_best(manifest)
-        for path in dropped:
+        for path in on_disk[:-KEEP]:
             path.unlink(missing_ok=True)
 
     def save_best(self, epoch: int, write: Callable[[Path], None]) -> None:
@@ -127,15 +128,17 @@ class RunFolder:
             RunError: if checkpoints were saved and none of them verifies: a run never starts over silently.
         """
         manifest = self.manifest()
-        self._write_manifest(manifest)
+        if not self._manifest.exists():
+            self._write_manifest(manifest)
         self._settle_best(manifest)
-        for partial in self.path.glob("**/*.partial"):
-            partial.unlink()
+        for folder, pattern in ((self.path, "*.json"), (self.path, "*.csv"), (self.checkpoints, "epoch_*.pt")):
+            for partial in folder.glob(pattern + PARTIAL):
+                partial.unlink()
         listed = manifest["checkpoints"]
         for path in reversed(self._on_disk()):
             if path.name not in listed:
                 self.say(f"{path} was never completely saved: passed over")
-            elif _identity(path).items() <= listed[path.name].items():
+            elif _holds(path, listed[path.name]):
                 return torch.load(path, map_location="cpu", weights_only=True)
             else:
                 self.say(f"{path} is damaged (its sha256 is not the manifest's): passed over")
@@ -150,7 +153,7 @@ class RunFolder:
         """The checkpoint of `epoch` on the CPU, if it is still here and intact."""
         path = self.checkpoints / f"epoch_{epoch:03d}.pt"
         entry = self.manifest()["checkpoints"].get(path.name)
-        if entry and path.exists() and _identity(path).items() <= entry.items():
+        if entry and _holds(path, entry):
             return torch.load(path, map_location="cpu", weights_only=True)
         return None
 
@@ -158,20 +161,24 @@ class RunFolder:
         """The epoch of the newest complete checkpoint."""
         return max((entry["epoch"] for entry in self.manifest()["checkpoints"].values()), default=None)
 
-    def best_epoch(self) -> int | None:
-        """The epoch whose weights `best/` holds.
+    def best_weights(self) -> tuple[int, Path] | None:
+        """The best epoch and the folder with its `config.json` and `model.safetensors`, for `from_pretrained`.
+
+        Only reads, so it may be called while another process trains here.
 
         Raises:
-            RunError: if those weights are damaged.
+            RunError: if the weights are damaged.
         """
-        manifest = self.manifest()
-        if manifest["best"] is None:
+        best = self.manifest()["best"]
+        if best is None:
             return None
-        self._settle_best(manifest)
-        weights = self.best / SAFETENSORS
-        if not weights.exists() or not _identity(weights).items() <= manifest["best"].items():
-            raise RunError(f"{weights} is damaged or missing: its sha256 is not the one in {self._manifest}")
-        return manifest["best"]["epoch"]
+        for folder in (self.best, self._new_best):  # the latter: named in the manifest, not yet moved
+            if _holds(folder / SAFETENSORS, best):
+                return best["epoch"], folder
+        raise RunError(
+            f"{self.best / SAFETENSORS} is damaged or missing (its sha256 is not the one in {self._manifest}): "
+            "going on with the run restores it if the checkpoint of that epoch is still there"
+        )
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder in one piece: a reader sees the old text or the new, never half of it."""
@@ -200,6 +207,8 @@ class RunFolder:
         shutil.rmtree(self._new_best, ignore_errors=True)
         self._new_best.mkdir()
         write(self._new_best)
+        for path in (*self._new_best.iterdir(), self._new_best):
+            _sync(path)
         return {"epoch": epoch, **_identity(self._new_best / SAFETENSORS)}
 
     def _settle_best(self, manifest: dict[str, Any]) -> None:
@@ -207,35 +216,56 @@ class RunFolder:
         if not self._new_best.exists():
             return
         new = self._new_best / SAFETENSORS
-        if manifest["best"] and new.exists() and _identity(new).items() <= manifest["best"].items():
+        if manifest["best"] and _holds(new, manifest["best"]):
             self.best.mkdir(exist_ok=True)
             for path in sorted(self._new_best.iterdir()):  # config.json before model.safetensors
                 os.replace(path, self.best / path.name)
         shutil.rmtree(self._new_best)
 
 
+def how_to_go_on(run: RunFolder | None) -> str:
+    """What someone whose run has just stopped needs to know, as the end of a sentence."""
+    last = run.last_epoch() if run else None
+    if run is None or last is None:
+        return "no checkpoint was saved yet"
+    return f"the last good checkpoint is epoch {last} in {run.path}, and the same command goes on from there"
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that takes its place, on disk for good, if the block succeeds."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        _sync(partial)
         os.replace(partial, path)
-        if os.name != "nt":  # Windows cannot sync a folder
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on disk for good."""
+    if path.is_file():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        return
+    with contextlib.suppress(OSError):  # Windows and some network mounts cannot sync a folder; its files are safe
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _identity(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _holds(path: Path, entry: dict[str, Any]) -> bool:
+    """Whether `path` is the file that a manifest's entry describes."""
+    return path.is_file() and _identity(path).items() <= entry.items()
 
 
 def _epoch_of(path: Path) -> int:

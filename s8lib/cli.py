@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.data import Cifar100, DataError, load_cifar100
+from s8lib.epoch_log import EpochLog
 from s8lib.hardware import DeviceError, pick_device
 from s8lib.metrics import Metrics, evaluate
 from s8lib.models import build_model, load_model
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input, 1 fault, 130/143 interrupted."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too
     try:
         options.command(options)
     except (RecipeError, ModelError, DataError, DeviceError, RunError) as error:
@@ -50,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
     recipe = _recipe(options, "quick" if device.type == "cpu" else "seed-100")
-    data = _data(options.data, may_stand_in=options.recipe is None and recipe.name == "quick")
+    data = _data(options.data, may_stand_in=options.recipe is None and device.type == "cpu")
     model = build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
     stand_in = "-synthetic" if data.source.startswith("synthetic") else ""
     run = options.run or Path("runs", f"{recipe.name}-{recipe.model}{stand_in}-seed{recipe.seed}")
@@ -75,11 +79,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     source: str | Path = options.model
     if options.run:
         run = RunFolder(options.run)
-        epoch = run.best_epoch()
-        if epoch is None:
+        best = run.best_weights()
+        if best is None:
             raise RunError(f"{options.run} holds no finished epoch: train there first")
-        source = run.best
-        print(f"the best weights of {options.run}, epoch {epoch}")
+        epoch, source = best
+        print(f"{options.run}: {EpochLog.read(run.path / 'epoch_log.csv').summary()}")
+        print(f"measuring the best weights, epoch {epoch}")
     model = load_model(source)
     metrics = evaluate(model, data.test, pick_device(options.device), options.precision)
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}")

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo.exc
 
 from s8lib.version import __version__
+
+# Deterministic algorithms need this, and torch looks at it once, at the process's first product of matrices.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 class DeviceError(ValueError):
@@ -53,9 +55,8 @@ def pick_precision(device: torch.device, precision: str = "auto") -> str:
             raise DeviceError(f"precision {precision!r} is unknown; there are auto, {', '.join(PRECISIONS)}")
         return precision
     if device.type == "cuda":
-        # including_emulation: a T4 accepts bf16 but emulates it, many times slower than its fp16
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if native else "fp16"
+        # A T4 (7.5) accepts bf16 too, but emulates it, many times slower than its fp16.
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
         return "bf16"
     return "fp32"
@@ -91,7 +92,6 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark,
     )
     if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.deterministic = enabled
     torch.backends.cudnn.benchmark = not enabled
@@ -104,12 +104,15 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
 
 def compile_or_eager(step: Callable[..., Any], try_out: Callable[[Any], None], say: Callable[[str], None]) -> Any:
     """`step` compiled, if `try_out(compiled)` gets through, else `step` itself and one line about why."""
+    from torch._dynamo.exc import TorchDynamoException  # here: it takes seconds to import
+
+    torch._dynamo.reset()  # earlier runs of this process count towards a limit of recompilations
     # dynamic=False: a value that changes, such as dropout's at a phase boundary, is compiled in anew; otherwise
     # a resumed run would run other code than the uninterrupted one.
     compiled = torch.compile(step, dynamic=False)
     try:
         try_out(compiled)
-    except torch._dynamo.exc.TorchDynamoException as error:
+    except TorchDynamoException as error:
         torch._dynamo.reset()
         say(f"torch.compile failed ({_first_line(error)}): training goes on without it, more slowly")
         return step

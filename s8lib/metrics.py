@@ -50,11 +50,11 @@ def evaluate(
     """Run `model` over all of `split`, unaugmented, in eval mode; its training mode is restored.
 
     Args:
-        device: where to run; by default where the model is. The model stays there.
+        device: where to run, by default the best here; the model is moved there.
         precision: auto, bf16, fp16 or fp32.
         ranks: share the work among them; every rank returns the whole split's metrics.
     """
-    device = _device_of(model) if device is None else pick_device(device)
+    device = pick_device(device)
     logits = predict_logits(model.to(device), split.images, precision, batch_size, ranks)
     return metrics_of(logits.cpu(), split.labels.cpu(), split.coarse_labels.cpu())
 

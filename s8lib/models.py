@@ -50,19 +50,15 @@ class Network(nn.Module, PyTorchModelHubMixin):
     ) -> Network:
         if not strict:
             raise ModelError("strict=False would leave missing weights at random values: weights load strictly")
-        file = Path(model_id, SAFETENSORS)
-        if not Path(model_id).is_dir():
-            file = Path(
-                hf_hub_download(
-                    model_id,
-                    SAFETENSORS,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
+        file = _file_of(
+            model_id,
+            SAFETENSORS,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
         weights = read_safetensors(file, str(map_location))
         model = cls(**init_args).to(map_location)
         load_strictly(model, weights, str(file))
@@ -232,18 +228,24 @@ def load_model(source: str | Path, revision: str | None = None, device: str = "c
     Raises:
         ModelError: if there is no config.json, or the weights do not fit it.
     """
-    file = Path(source, CONFIG)
+    file = _file_of(str(source), CONFIG, revision=revision)
     try:
-        if not Path(source).is_dir():
-            file = Path(hf_hub_download(str(source), CONFIG, revision=revision))
         config = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:  # the Hub client's own are OSErrors and ValueErrors
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{source} is no saved model, here or on the Hub: no usable {CONFIG} ({reason})"
-        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot read the model's configuration {file}: {error}") from error
     kind: type[WideResNet] | type[ResNet42] = WideResNet if "depth" in config else ResNet42
     return kind.from_pretrained(str(source), revision=revision, map_location=device)
+
+
+def _file_of(source: str, name: str, **hub_options: Any) -> Path:
+    """The file `name` of a saved model: in the folder `source`, or fetched from the Hub repository `source`."""
+    if Path(source).is_dir():
+        return Path(source, name)
+    try:
+        return Path(hf_hub_download(source, name, **hub_options))
+    except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{source} is no folder here and {name} cannot be had from the Hub: {reason}") from error
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:

@@ -91,6 +91,7 @@ class Recipe:
             self.warmup_epochs,
             "the warm-up must end within the first cycle and phase 1",
         )
+        _require(self.seed < 2**63, "seed", self.seed, "must be below 2**63")
         _require(self.lr_start <= self.lr_peak, "lr_start", self.lr_start, "is above lr_peak")
         _require(self.lr_floor <= self.lr_peak, "lr_floor", self.lr_floor, "is above lr_peak")
         _require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "needs a momentum above 0")
@@ -165,7 +166,8 @@ class Recipe:
     def stretched(self, factor: float) -> Recipe:
         """The same recipe with every count of epochs multiplied by `factor`, its curves keeping their shape.
 
-        Counts that have to be whole (run, phase 1, patience) are rounded.
+        Counts that have to be whole (run, phase 1, patience) are rounded. Patience is never shortened: noise
+        from one epoch to the next does not shrink with the run.
         """
         if not (math.isfinite(factor) and factor > 0):
             raise RecipeError(f"cannot stretch a recipe by {factor}: the factor must be above 0")
@@ -179,7 +181,7 @@ class Recipe:
             phase1_epochs=phase1_epochs,
             warmup_epochs=min(_whole(self.warmup_epochs * factor), phase1_epochs),
             cycle_epochs=_whole(self.cycle_epochs * factor),
-            patience=None if self.patience is None else max(1, round(self.patience * factor)),
+            patience=self.patience and max(self.patience, round(self.patience * factor)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -290,7 +292,7 @@ QUICK = Recipe(
     warmup_epochs=1,
     cycle_epochs=9,
     nesterov=True,
-    weight_decay=5e-4,
+    weight_decay=2.5e-4,
     dropout=(0.0, 0.0),
     mixup_alpha=(0.0, 0.0),
     augmentation=("light", "light"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,21 +57,43 @@ class TrainState:
             self._restore_best(run)
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self.optimizer.defaults["fused"]  # the saving device's may not be this one's
         if checkpoint["scaler"]:  # empty after bf16 or fp32, where nothing is scaled
             self.scaler.load_state_dict(checkpoint["scaler"])
 
     def _restore_best(self, run: RunFolder) -> None:
-        # The newest checkpoint is damaged, it was the best so far, and an older one is resumed: then `best/`
-        # holds an epoch that the log does not.
-        held = run.manifest()["best"]
-        if held["epoch"] <= self.log[-1].epoch:
-            return
+        # `best/` may be damaged, or hold an epoch that the log does not: the newest checkpoint was the best so
+        # far and is damaged, and an older one is resumed.
+        with contextlib.suppress(RunError):
+            held = run.best_weights()
+            if held and held[0] == self.log.best.epoch:
+                return
         checkpoint = run.checkpoint(self.log.best.epoch)
         if checkpoint is None:
-            run.say(f"{run.best} keeps the weights of epoch {held['epoch']} until a better epoch comes")
+            run.say(f"{run.best} does not hold epoch {self.log.best.epoch}; the next better epoch will replace it")
             return
         self.model.load_state_dict(checkpoint["model"])
         run.save_best(self.log.best.epoch, partial(save_model, self.model))
+
+
+def fresh_state(
+    recipe: Recipe, model: Network, device: torch.device, precision: str, identity: dict[str, Any]
+) -> TrainState:
+    """The state before the first step, with the recipe's optimizer for a model that is on `device` already."""
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.at(0).lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=device.type in ("cuda", "cpu"),
+    )
+    for parameter in model.parameters():
+        # Left to itself, fused SGD takes uninitialised memory, and keeps it if the first fp16 step overflows.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    return TrainState(model, optimizer, scaler, EpochLog(), identity)
 
 
 def identity_of(recipe: Recipe, model: Network, data: Cifar100, holdout: int) -> dict[str, Any]:
@@ -83,10 +106,11 @@ def identity_of(recipe: Recipe, model: Network, data: Cifar100, holdout: int) ->
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """One phrase for each value in which two identities differ."""
+    """One phrase for each value in which two identities differ; a recipe's name is no difference."""
+    there = there | {"recipe": Recipe.from_dict(there["recipe"]).to_dict()}  # fields it did not have yet
     return [
         f"{part} {key} is {there[part].get(key)!r} there and {here[part].get(key)!r} here"
         for part in here
         for key in sorted(there[part].keys() | here[part].keys())
-        if there[part].get(key) != here[part].get(key)
+        if there[part].get(key) != here[part].get(key) and (part, key) != ("recipe", "name")
     ]

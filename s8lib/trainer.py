@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from s8lib.checkpoint import RunFolder
+from s8lib.checkpoint import RunError, RunFolder, how_to_go_on
 from s8lib.data import Cifar100
 from s8lib.data import holdout as holdout_split
 from s8lib.distributed import Ranks, join_ranks
@@ -32,7 +33,7 @@ from s8lib.hardware import (
 from s8lib.metrics import evaluate
 from s8lib.models import Network
 from s8lib.recipe import Recipe, RecipeError
-from s8lib.state import TrainState, identity_of
+from s8lib.state import TrainState, fresh_state, identity_of
 from s8lib.step import Forward, Step, loss_arguments
 from s8lib.weights import ModelError
 
@@ -104,25 +105,13 @@ def train(
         _check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
         stack.enter_context(deterministic_algorithms(deterministic))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        if run:
-            stack.enter_context(run.lock())
+        stack.enter_context(_telling_how_to_go_on(run, say))
 
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        state = TrainState(
-            model,
-            optimizer=torch.optim.SGD(
-                model.parameters(),
-                lr=recipe.at(0).lr,
-                momentum=recipe.momentum,
-                nesterov=recipe.nesterov,
-                weight_decay=recipe.weight_decay,
-                fused=device.type in ("cuda", "cpu"),
-            ),
-            scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
-            log=EpochLog(),
-            identity=identity_of(recipe, model, data, holdout),
-        )
-        saved = ranks.share(run.resume() if run else None)
+        state = fresh_state(recipe, model, device, precision, identity_of(recipe, model, data, holdout))
+        saved = ranks.share(_claim(run, stack))
+        if isinstance(saved, RunError):
+            raise saved
         if saved:
             state.restore(saved, run)
         log = state.log
@@ -153,47 +142,47 @@ def train(
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
 
-        try:
-            for epoch in range(len(log), recipe.epochs):
-                started = time.perf_counter()
-                knobs = recipe.at(epoch)
-                model.set_dropout(knobs.dropout)
-                seed_dropout(recipe, epoch, ranks)
-                trained = _train_epoch(epoch, recipe, forward, state, len(train_set), ranks, run)
-                ranks.share_buffers(model)
-                test = evaluate(model, test_set, precision=precision, ranks=ranks)
-                held = selection_set and evaluate(model, selection_set, precision=precision, ranks=ranks)
-                selection_acc = held.top1 if held else test.top1
-                log.append(
-                    Epoch(
-                        epoch=epoch + 1,
-                        phase=recipe.phase(epoch),
-                        lr=trained.lr,
-                        dropout=knobs.dropout,
-                        mixup_alpha=knobs.mixup_alpha,
-                        augmentation=knobs.augmentation,
-                        train_loss=trained.loss,
-                        train_acc=trained.accuracy,
-                        test_loss=test.loss,
-                        test_acc=test.top1,
-                        test_top5=test.top5,
-                        best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
-                        images_per_s=trained.images_per_s,
-                        seconds=time.perf_counter() - started,
-                        holdout_acc=held.top1 if held else None,
-                    )
+        for epoch in range(len(log), recipe.epochs):
+            started = time.perf_counter()
+            knobs = recipe.at(epoch)
+            model.set_dropout(knobs.dropout)
+            seed_dropout(recipe, epoch, ranks)
+            trained = _train_epoch(epoch, recipe, forward, state, len(train_set), ranks, run)
+            ranks.share_buffers(model)
+            test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
+            if not math.isfinite(test.loss):
+                raise NonFiniteLoss(
+                    f"the last steps of epoch {epoch + 1} made the test loss infinite or NaN; {how_to_go_on(run)}"
                 )
-                if run:
-                    state.save(run)
-                say(log.line(recipe.epochs))
-                if run and hub:
-                    hub.after_epoch(run, log)
-                if recipe.out_of_patience([row.selection_acc for row in log]):
-                    say(f"stopped early: {recipe.patience} epochs without a better one in this cycle")
-                    break
-        except KeyboardInterrupt:
-            say(f"stopped during epoch {epoch + 1} of {recipe.epochs}; {_how_to_go_on(run)}")
-            raise
+            held = selection_set and evaluate(model, selection_set, device, precision=precision, ranks=ranks)
+            selection_acc = held.top1 if held else test.top1
+            log.append(
+                Epoch(
+                    epoch=epoch + 1,
+                    phase=recipe.phase(epoch),
+                    lr=trained.lr,
+                    dropout=knobs.dropout,
+                    mixup_alpha=knobs.mixup_alpha,
+                    augmentation=knobs.augmentation,
+                    train_loss=trained.loss,
+                    train_acc=trained.accuracy,
+                    test_loss=test.loss,
+                    test_acc=test.top1,
+                    test_top5=test.top5,
+                    best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
+                    images_per_s=trained.images_per_s,
+                    seconds=time.perf_counter() - started,
+                    holdout_acc=held.top1 if held else None,
+                )
+            )
+            if run:
+                state.save(run)
+            say(log.line(recipe.epochs))
+            if run and hub:
+                hub.after_epoch(run, log)
+            if recipe.out_of_patience([row.selection_acc for row in log]):
+                say(f"stopped early: {recipe.patience} epochs without a better one in this cycle")
+                break
         say(f"finished: {log.summary()}")
         if run and hub:
             hub.finish(run, log)
@@ -247,8 +236,8 @@ def _train_epoch(
             if not finite.all():
                 first = int(finite.int().argmin())
                 raise NonFiniteLoss(
-                    f"the loss became infinite or NaN in epoch {epoch + 1}, step {first + 1}; "
-                    f"{_how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
+                    f"the loss is infinite or NaN in epoch {epoch + 1}, step {first + 1}; {how_to_go_on(run)}. "
+                    "A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
                 )
             bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
     return TrainedEpoch(
@@ -292,8 +281,20 @@ def _open_session(run: RunFolder, recipe: Recipe, log: EpochLog, settings: dict[
     run.write_json("environment.json", [*sessions, {"from_epoch": len(log) + 1, **settings}])
 
 
-def _how_to_go_on(run: RunFolder | None) -> str:
-    last = run.last_epoch() if run else None
-    if run is None or last is None:
-        return "no checkpoint was saved yet"
-    return f"the last good checkpoint is epoch {last} in {run.path}, and the same command goes on from there"
+def _claim(run: RunFolder | None, stack: contextlib.ExitStack) -> dict[str, Any] | RunError | None:
+    """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
+    try:
+        if run:
+            stack.enter_context(run.lock())
+        return run.resume() if run else None
+    except RunError as error:
+        return error
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; {how_to_go_on(run)}")
+        raise

@@ -23,7 +23,10 @@ def save_model(model: Any, folder: Path) -> None:
     """Write `config.json` and `model.safetensors`, what `from_pretrained` takes, into an existing folder."""
     (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
+    try:
+        save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(f"cannot write {folder / SAFETENSORS}: {error}") from error
 
 
 def read_safetensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:

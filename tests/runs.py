@@ -85,7 +85,7 @@ def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
 def command(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     """`python -m s8lib` as a process of its own; stdout and stderr in one pipe."""
     return subprocess.Popen(
-        [sys.executable, "-u", "-m", "s8lib", *map(str, arguments)],
+        [sys.executable, "-m", "s8lib", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,35 +135,71 @@ def test_a_kill_before_any_replacement_loses_at_most_the_save_it_hit(
     after = RunFolder(run.path, say=lambda line: None)
     epoch = newest(after)
     assert epoch == 4 if finished else epoch in (3, 4)
-    assert after.best_epoch() == epoch, "best and checkpoint are one save"
+    assert after.best_weights() == (epoch, after.best), "best and checkpoint are one save"
     assert not list(after.path.glob("**/*.partial"))
     saved(after, range(epoch + 1, epoch + 2))
     assert newest(after) == epoch + 1
 
 
-def test_a_save_that_fails_for_lack_of_space_leaves_the_earlier_ones_whole(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+@contextlib.contextmanager
+def files_no_larger_than(limit: int) -> Iterator[None]:
+    """Writing past `limit` bytes fails in the kernel, as on a full disk (EFBIG for ENOSPC)."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("limit", [3_000, 100_000])
+def test_a_save_that_the_disk_refuses_is_an_os_error_and_leaves_the_earlier_ones_whole(
+    run: RunFolder, limit: int
 ) -> None:
-    saved(run, range(1, 3))
-
-    def full(state: object, path: Path) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        with pytest.raises(OSError, match="No space left"):
-            run.save(3, state(3), "log to 3\n")
-    assert names(run) == ["epoch_001.pt", "epoch_002.pt"]
+    saved(run, range(1, 3), best_at=(2,))
+    with files_no_larger_than(limit), pytest.raises(OSError, match="epoch_003|safetensors"):
+        saved(run, range(3, 4), best_at=(3,))
     assert newest(run) == 2
+    assert run.best_weights() == (2, run.best)
+    assert not list(run.path.rglob("*.partial"))
+    saved(run, range(3, 4), best_at=(3,))
+    assert newest(run) == 3
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_that_is_not_the_runs(run: RunFolder) -> None:
+    saved(run, range(1, 2))
+    mine = [run.checkpoints / "epoch_002.pt.partial", run.path / "manifest.json.partial"]
+    others = [run.path / "film.mkv.partial", run.path / "other-run" / "manifest.json.partial"]
+    others[1].parent.mkdir()
+    for path in mine + others:
+        path.write_text("half")
+    assert newest(run) == 1
+    assert not any(path.exists() for path in mine)
+    assert all(path.exists() for path in others)
+
+
+def test_looking_at_the_best_weights_does_not_disturb_a_save_in_progress(run: RunFolder) -> None:
+    saved(run, range(1, 2), best_at=(1,))
+    in_progress = run.path / "best.new"
+    in_progress.mkdir()
+    (in_progress / "model.safetensors").write_bytes(b"half of the next best")
+    assert RunFolder(run.path).best_weights() == (1, run.best)
+    assert (in_progress / "model.safetensors").exists()
+
+
+def test_a_folder_with_results_but_no_manifest_is_never_overwritten(run: RunFolder) -> None:
+    (run.path / "manifest.json").unlink()
+    (run.path / "epoch_log.csv").write_text("somebody's results")
+    with pytest.raises(RunError, match=r"manifest\.json is missing"):
+        run.resume()
 
 
 def test_damaged_best_weights_are_not_handed_out(run: RunFolder) -> None:
     saved(run, range(1, 2), best_at=(1,))
-    assert run.best_epoch() == 1
+    assert run.best_weights() == (1, run.best)
     os.truncate(run.best / "model.safetensors", 100)
     with pytest.raises(RunError, match=r"model\.safetensors is damaged"):
-        run.best_epoch()
+        run.best_weights()
 
 
 def test_two_processes_cannot_train_in_one_folder(run: RunFolder) -> None:

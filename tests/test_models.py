@@ -149,7 +149,7 @@ def test_resnet_42_has_five_blocks_at_64_128_256_512_channels() -> None:
 def test_channels_last_computes_the_same(name: str) -> None:
     model = lived_in(s8.build_model(name, num_classes=10, seed=0))
     expected = logits(model)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         found = model(images().contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
@@ -191,7 +191,7 @@ class PublicWideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for group in (self.block1, self.block2, self.block3):
-            x = group.layer(x)  # type: ignore[operator, union-attr]
+            x = group.layer(x)
         return self.fc(F.avg_pool2d(torch.relu(self.bn1(x)), 8).flatten(1))
 
 
@@ -301,7 +301,7 @@ def small(kind: str) -> s8.WideResNet | s8.ResNet42:
 def test_a_saved_network_comes_back_equal_in_eval_mode(
     kind: str, save: Callable[[Any, Path], object], tmp_path: Path
 ) -> None:
-    model = small(kind).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = small(kind).to(memory_format=torch.channels_last)
     save(model.train(), tmp_path)
     for back in (type(model).from_pretrained(str(tmp_path)), s8.load_model(tmp_path)):
         assert type(back) is type(model)

@@ -149,7 +149,7 @@ def test_seed_100_is_the_seeds_table() -> None:
 
 def test_seed_200_is_seed_100_with_every_count_of_epochs_doubled() -> None:
     doubled = {"epochs": 200, "phase1_epochs": 120, "warmup_epochs": 10, "cycle_epochs": 50, "patience": 30}
-    assert dataclasses.replace(s8.SEED_100, name="seed-200", **doubled) == s8.SEED_200  # type: ignore[arg-type]
+    assert dataclasses.replace(s8.SEED_100, name="seed-200", **doubled) == s8.SEED_200
     assert dataclasses.replace(s8.SEED_100.stretched(2), name="seed-200") == s8.SEED_200
 
 
@@ -210,9 +210,9 @@ def test_quick_has_two_phases_and_ends_low() -> None:
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        s8.SEED_100.epochs = 1  # type: ignore[misc]
+        s8.SEED_100.epochs = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
-        s8.SEED_100.at(0).lr = 1.0  # type: ignore[misc]
+        s8.SEED_100.at(0).lr = 1.0
 
 
 # what makes no recipe
@@ -411,6 +411,10 @@ def test_patience_counts_epochs_since_the_first_best() -> None:
     assert stopped_after(recipe, [10, 20, 19, 18, 20.01, 1, 1]) is None
 
 
+def test_a_shortened_run_keeps_its_patience() -> None:
+    assert [s8.SEED_100.stretched(factor).patience for factor in (0.05, 0.5, 1, 2)] == [15, 15, 15, 30]
+
+
 def test_no_patience_never_ends_a_run() -> None:
     recipe = dataclasses.replace(s8.SEED_100, patience=None)
     assert stopped_after(recipe, [50.0] + [1.0] * 99) is None
@@ -418,7 +422,7 @@ def test_no_patience_never_ends_a_run() -> None:
 
 
 def test_patience_knows_restarts_that_fall_inside_an_epoch() -> None:
-    recipe = s8.SEED_100.stretched(0.1)  # restarts at 2.5 and 5, phase 2 at 6, patience 2
-    assert (recipe.restarts, recipe.phase1_epochs, recipe.patience) == ((2.5, 5.0), 6, 2)
+    recipe = dataclasses.replace(s8.SEED_100.stretched(0.1), patience=2)
+    assert (recipe.restarts, recipe.phase1_epochs) == ((2.5, 5.0), 6)
     assert stopped_after(recipe, [5, 30, 20, 21, 22, 10, 11, 12, 13, 14]) is None
     assert stopped_after(recipe, [5, 30, 20, 21, 22, 10, 11, 10, 10, 14]) == 9

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import s8lib as s8
-from s8lib.distributed import Ranks
+from s8lib.distributed import ALONE
 from s8lib.epoch_plan import plan_epoch
+from s8lib.state import fresh_state
 from s8lib.step import Step, loss_arguments
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, timeless, train
 
@@ -94,7 +95,7 @@ def test_best_weights_of_a_lost_epoch_give_way_to_the_best_that_the_log_holds(
     with pytest.raises(Cut):
         train(tmp_path, tiny, cut_after=3)
     run = s8.RunFolder(tmp_path)
-    log = s8.EpochLog.from_dicts(run.resume()["log"])  # type: ignore[index]
+    log = s8.EpochLog.from_dicts(run.resume()["log"])
     model = small_model(seed=77)
     run.save(4, {"never": "read"}, "", lambda folder: s8.weights.save_model(model, folder))
     os.truncate(tmp_path / "checkpoints" / "epoch_004.pt", 10)
@@ -105,7 +106,7 @@ def test_best_weights_of_a_lost_epoch_give_way_to_the_best_that_the_log_holds(
 
     with pytest.raises(Cut):
         s8.train(RECIPE, small_model(), tiny, tmp_path, device="cpu", say=say)
-    assert run.best_epoch() == log.best.epoch
+    assert run.best_weights() == (log.best.epoch, run.best)
     state = run.checkpoint(log.best.epoch)
     best = s8.load_model(tmp_path / "best").state_dict()
     assert state is not None
@@ -127,7 +128,7 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, tiny: s8.Cif
     ("change", "named"),
     [
         ({"recipe": recipe(lr_peak=0.2)}, "recipe lr_peak is 0.1 there and 0.2 here"),
-        ({"recipe": recipe(seed=4)}, "recipe seed is 3 there and 4 here"),
+        ({"recipe": recipe(seed=4, name="mine")}, "another run: recipe seed is 3 there and 4 here. Use"),
         ({"model": s8.build_model("wrn-10-2")}, "model name is 'wrn-10-1' there and 'wrn-10-2' here"),
         ({"data": s8.synthetic_cifar100(seed=1, train=200, test=100)}, "data sha256"),
         ({"holdout": 100}, "data holdout is 0 there and 100 here"),
@@ -164,7 +165,7 @@ def test_the_run_folder_holds_what_the_readme_promises(uninterrupted: dict[str, 
 def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
     uninterrupted: dict[str, Path],
 ) -> None:
-    log = s8.EpochLog.from_dicts(s8.RunFolder(uninterrupted["fp32"]).resume()["log"])  # type: ignore[index]
+    log = s8.EpochLog.from_dicts(s8.RunFolder(uninterrupted["fp32"]).resume()["log"])
     for row in log:
         knobs = RECIPE.at(row.epoch - 1)
         assert (row.dropout, row.mixup_alpha) == (knobs.dropout, knobs.mixup_alpha)
@@ -174,8 +175,8 @@ def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
 
 def test_best_weights_are_those_of_the_best_epoch(uninterrupted: dict[str, Path], tiny: s8.Cifar100) -> None:
     run = s8.RunFolder(uninterrupted["fp32"])
-    log = s8.EpochLog.from_dicts(run.resume()["log"])  # type: ignore[index]
-    assert run.best_epoch() == log.best.epoch
+    log = s8.EpochLog.from_dicts(run.resume()["log"])
+    assert run.best_weights() == (log.best.epoch, run.best)
     metrics = s8.evaluate(s8.load_model(run.best), tiny.test, precision="fp32")
     assert metrics.top1 == log.best.test_acc
 
@@ -214,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_epoch_step_and_checkp
     with pytest.raises(s8.NonFiniteLoss) as stop:
         train(tmp_path, tiny)
     assert "epoch 3, step 1; the last good checkpoint is epoch 2" in str(stop.value)
-    assert s8.RunFolder(tmp_path).resume()["log"][-1]["epoch"] == 2  # type: ignore[index]
+    assert s8.RunFolder(tmp_path).resume()["log"][-1]["epoch"] == 2
 
 
 def test_a_huge_rate_diverges_into_an_error_not_into_a_saved_epoch(tmp_path: Path, tiny: s8.Cifar100) -> None:
@@ -224,10 +225,54 @@ def test_a_huge_rate_diverges_into_an_error_not_into_a_saved_epoch(tmp_path: Pat
     assert not s8.RunFolder(tmp_path).manifest()["checkpoints"]
 
 
+def test_an_epoch_whose_last_steps_ruin_the_weights_is_not_saved(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    class Ruined(s8.WideResNet):
+        """Its output is finite while training and not in evaluation, as after a last step that explodes."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1 if self.training else float("nan"))
+
+    with pytest.raises(s8.NonFiniteLoss, match="test loss infinite or NaN; no checkpoint was saved"):
+        train(tmp_path, tiny, model=Ruined(10, 1))
+    assert s8.RunFolder(tmp_path).last_epoch() is None
+
+
+def test_damaged_best_weights_come_back_from_the_checkpoint_of_their_epoch(
+    tmp_path: Path, tiny: s8.Cifar100
+) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=3)
+    weights = tmp_path / "best" / "model.safetensors"
+    whole = weights.read_bytes()
+    os.truncate(weights, 100)
+
+    def say(line: str) -> None:
+        if line.startswith("on cpu"):
+            raise Cut
+
+    with pytest.raises(Cut):
+        s8.train(RECIPE, small_model(), tiny, tmp_path, device="cpu", say=say)
+    assert weights.read_bytes() == whole
+
+
+def test_fp16_whose_first_step_overflows_starts_with_clean_momentum(tiny: s8.Cifar100) -> None:
+    device = torch.device("cpu")
+    model = small_model()
+    state = fresh_state(RECIPE, model, device, "fp16", {})
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    order, draws, *rest = loss_arguments(RECIPE, plan_epoch(RECIPE, 0, 200, device), 0, 0, ALONE)
+    loss, _ = Step(model, tiny.train, device, "fp16").loss(order[:4], draws[:4], *rest)
+    scaler.scale(loss).backward()
+    scaler.step(state.optimizer)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
+    assert all(not entry["momentum_buffer"].any() for entry in state.optimizer.state.values())
+
+
 def test_holdout_images_choose_the_best_epoch_and_are_not_trained_on(tmp_path: Path, tiny: s8.Cifar100) -> None:
     lines: list[str] = []
     log = train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), holdout=100, lines=lines)
-    assert log.best.selection_acc == log.best.holdout_acc == max(row.holdout_acc for row in log)  # type: ignore[type-var]
+    assert log.best.selection_acc == log.best.holdout_acc == max(row.holdout_acc for row in log)
     assert "100 training images" in lines[0]
     assert "held-out training images" in lines[1]
     assert "holdout_acc" in (tmp_path / "epoch_log.csv").read_text().splitlines()[0]
@@ -364,7 +409,7 @@ def test_gpu_trains_a_step_without_waiting_for_the_device(
     for index in range(3):
         torch.cuda.set_sync_debug_mode("error" if index == 2 else "default")
         try:
-            loss, _ = forward(*loss_arguments(schedule, plan, 0, index, Ranks()))
+            loss, _ = forward(*loss_arguments(schedule, plan, 0, index, ALONE))
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
@@ -375,8 +420,11 @@ def test_gpu_trains_a_step_without_waiting_for_the_device(
 
 
 @pytest.mark.gpu
-def test_gpu_resume_with_deterministic_equals_the_uninterrupted_run(tmp_path: Path, tiny: s8.Cifar100) -> None:
-    options = {"device": "cuda", "deterministic": True, "precision": "bf16"}
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_gpu_resume_with_deterministic_equals_the_uninterrupted_run(
+    tmp_path: Path, tiny: s8.Cifar100, compile: str
+) -> None:
+    options = {"device": "cuda", "deterministic": True, "precision": "bf16", "compile": compile}
     train(tmp_path / "whole", tiny, **options)
     with pytest.raises(Cut):
         train(tmp_path / "cut", tiny, cut_after=MID_RUN, **options)
