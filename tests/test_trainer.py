@@ -337,17 +337,16 @@ def test_the_publisher_hears_of_every_epoch_after_it_is_saved(tmp_path: Path, ti
 
 
 def test_the_loss_falls_on_real_images(real: s8.Cifar100) -> None:
-    few = dataclasses.replace(
-        real, train=real.train.subset(torch.arange(2000)), test=real.test.subset(torch.arange(500))
-    )
+    few = dataclasses.replace(real, train=first(real.train, 2000), test=first(real.test, 500))
     fast = recipe(
-        epochs=3, phase1_epochs=2, cycle_epochs=3, dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0),
+        epochs=6, phase1_epochs=4, cycle_epochs=6, dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0),
         augmentation=("light", "light"),
     )  # fmt: skip
     log = train(None, few, recipe=fast)
-    assert log[0].train_loss > log[1].train_loss > log[2].train_loss
-    assert log[-1].train_loss < 4.2, "far below ln(100) = 4.6, the loss of guessing, label smoothing included"
-    assert log[-1].test_acc > 3
+    losses = [row.train_loss for row in log]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 4.2, "far below ln(100) = 4.6, the loss of guessing"
+    assert log[-1].test_acc > 4, "guessing is right once in a hundred"
 
 
 @pytest.mark.parametrize("name", ["wrn-28-10", "resnet-42"])
