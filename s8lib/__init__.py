@@ -1,5 +1,10 @@
 """s8lib: train a WideResNet on CIFAR-100 and resume it exactly."""
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.data import Cifar100, DataError, Split, load_cifar100
 from s8lib.epoch_log import Epoch, EpochLog
@@ -42,3 +47,10 @@ __all__ = [
     "synthetic_cifar100",
     "train",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`s8.report` loads matplotlib, so it is imported when it is first used (PEP 562)."""
+    if name == "report":
+        return importlib.import_module("s8lib.report")
+    raise AttributeError(f"module 's8lib' has no attribute {name!r}")
