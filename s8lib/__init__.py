@@ -7,11 +7,13 @@ from types import ModuleType
 
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.data import Cifar100, DataError, Split, load_cifar100
+from s8lib.defaults import choose_data, choose_recipe, run_name
 from s8lib.epoch_log import Epoch, EpochLog
 from s8lib.hardware import DeviceError
 from s8lib.metrics import Metrics, evaluate
 from s8lib.models import ResNet42, WideResNet, build_model, load_model
-from s8lib.recipe import PRESETS, QUICK, SEED_100, SEED_200, Knobs, Recipe, RecipeError
+from s8lib.presets import PRESETS, QUICK, SEED_100, SEED_200
+from s8lib.recipe import Knobs, Recipe, RecipeError
 from s8lib.synthetic import synthetic_cifar100
 from s8lib.trainer import NonFiniteLoss, train
 from s8lib.version import __version__
@@ -40,10 +42,13 @@ __all__ = [
     "WideResNet",
     "__version__",
     "build_model",
+    "choose_data",
+    "choose_recipe",
     "evaluate",
     "load_cifar100",
     "load_model",
     "load_public_weights",
+    "run_name",
     "synthetic_cifar100",
     "train",
 ]

@@ -14,14 +14,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from s8lib.checkpoint import RunError, RunFolder
-from s8lib.data import Cifar100, DataError, load_cifar100
+from s8lib.data import Cifar100, DataError
+from s8lib.defaults import choose_data, choose_recipe, run_name
 from s8lib.epoch_log import EpochLog
 from s8lib.hardware import DeviceError, pick_device
 from s8lib.metrics import Metrics, evaluate
 from s8lib.models import build_model, load_model
-from s8lib.recipe import PRESETS, Recipe, RecipeError
-from s8lib.synthetic import synthetic_cifar100
+from s8lib.presets import PRESETS
+from s8lib.recipe import Recipe, RecipeError
 from s8lib.trainer import NonFiniteLoss, train
 from s8lib.weights import ModelError
 
@@ -53,11 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
-    recipe = _recipe(options, "quick" if device.type == "cpu" else "seed-100")
-    data = _data(options.data, may_stand_in=options.recipe is None and device.type == "cpu")
+    recipe = _recipe(options, device)
+    data = choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
     model = build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
-    stand_in = "-synthetic" if data.source.startswith("synthetic") else ""
-    run = options.run or Path("runs", f"{recipe.name}-{recipe.model}{stand_in}-seed{recipe.seed}")
+    run = options.run or Path("runs", run_name(recipe, data))
     if os.environ.get("RANK", "0") == "0":
         print(f"run folder: {run}")
     train(
@@ -74,8 +76,15 @@ def _train(options: argparse.Namespace) -> None:
     )
 
 
+def _recipe(options: argparse.Namespace, device: torch.device) -> Recipe:
+    chosen = choose_recipe(
+        options.recipe, model=options.model, seed=options.seed, epochs=options.epochs, device=device
+    )
+    return chosen.with_settings(dict(options.set or []))
+
+
 def _evaluate(options: argparse.Namespace) -> None:
-    data = _data(options.data)
+    data = choose_data(options.data)
     source: str | Path = options.model
     if options.run:
         run = RunFolder(options.run)
@@ -91,39 +100,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(_table(metrics, data))
     if options.json:
         options.json.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n", encoding="utf-8")
-
-
-def _recipe(options: argparse.Namespace, default: str) -> Recipe:
-    name = options.recipe or default
-    if name in PRESETS:
-        recipe = PRESETS[name]
-    elif name.endswith(".json"):
-        recipe = Recipe.load(name)
-    else:
-        raise RecipeError(f"there is no recipe {name!r}: use {', '.join(PRESETS)}, or a recipe.json")
-    if options.epochs is not None:
-        if options.epochs < 1:
-            raise RecipeError(f"epochs = {options.epochs}: must be at least 1")
-        recipe = recipe.stretched(options.epochs / recipe.epochs)
-    settings = dict(options.set or [])
-    settings |= {key: value for key in ("model", "seed") if (value := getattr(options, key)) is not None}
-    return recipe.with_settings(settings)
-
-
-def _data(where: str | None, may_stand_in: bool = False) -> Cifar100:
-    if where == "synthetic":
-        return synthetic_cifar100()
-    try:
-        return load_cifar100(where, download=where is None)
-    except DataError as error:
-        if where is not None or "S8_DATA" in os.environ or not may_stand_in:
-            raise
-        print(
-            f"NOTE: CIFAR-100 cannot be had: {error}\n"
-            "NOTE: training on the SYNTHETIC stand-in instead. It shows that everything works; its accuracy says "
-            "nothing about CIFAR-100."
-        )
-        return synthetic_cifar100()
 
 
 def _table(metrics: Metrics, data: Cifar100) -> str:
@@ -168,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", parents=[common], help="train, or go on with, a run")
     add = command.add_argument
-    add("--recipe", metavar="NAME|FILE", help=f"{', '.join(PRESETS)} or a recipe.json; default by device")
+    add("--recipe", default="auto", metavar="NAME|FILE", help=f"auto, {', '.join(PRESETS)} or a recipe.json")
     add("--model", help="wrn-28-10, resnet-42 or any wrn-D-K; default the recipe's")
     add("--run", type=Path, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL-seedN")
     add("--epochs", type=int, metavar="N", help="stretch or shorten the whole recipe to N epochs")

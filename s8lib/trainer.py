@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from s8lib.checkpoint import RunError, RunFolder, how_to_go_on
 from s8lib.data import Cifar100
@@ -32,6 +31,7 @@ from s8lib.hardware import (
 )
 from s8lib.metrics import evaluate
 from s8lib.models import Network
+from s8lib.progress import progress_bar
 from s8lib.recipe import Recipe, RecipeError
 from s8lib.state import TrainState, fresh_state, identity_of
 from s8lib.step import Forward, Step, loss_arguments
@@ -67,6 +67,7 @@ def train(
     deterministic: bool = False,
     holdout: int = 0,
     sync_batchnorm: bool = False,
+    watch: Callable[[EpochLog], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> EpochLog:
     """Train `model` in place by `recipe`, or go on where the run folder's newest good checkpoint stands.
@@ -82,6 +83,7 @@ def train(
         compile: auto, on or off; see `pick_compile`. If the compiler fails, training goes on without it.
         holdout: this many training images, stratified, choose the best epoch; with 0 the test set does.
         sync_batchnorm: normalise over all ranks' images instead of each rank's own; GPUs only.
+        watch: is shown the log after each epoch, to draw it, say.
         say: takes one line for people at a time.
     Returns:
         The epoch log; `log[-1]` is the final epoch, `log.best` the selected one.
@@ -180,6 +182,8 @@ def train(
             say(log.line(recipe.epochs))
             if run and hub:
                 hub.after_epoch(run, log)
+            if watch and ranks.first:
+                watch(log)
             if recipe.out_of_patience([row.selection_acc for row in log]):
                 say(f"stopped early: {recipe.patience} epochs without a better one in this cycle")
                 break
@@ -213,12 +217,7 @@ def _train_epoch(
     device = next(state.model.parameters()).device
     plan = plan_epoch(recipe, epoch, images, device)
     losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
-    bar = tqdm(
-        range(plan.steps),
-        desc=f"epoch {epoch + 1}/{recipe.epochs}",
-        leave=False,
-        disable=None if ranks.first else True,  # None: a bar only where there is a terminal
-    )
+    bar = progress_bar(range(plan.steps), f"epoch {epoch + 1}/{recipe.epochs}", shown=ranks.first)
     # Nothing between here and the look at the loss makes the host wait for the device.
     for step in bar:
         lr = recipe.at(epoch + step / plan.steps).lr

@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import s8lib as s8
-from s8lib import cli
+from s8lib import cli, defaults
 from tests.runs import MODEL, assert_same_bits, command, finish, outcome
 
 # 3 epochs of 20 steps on the stand-in, with a network that makes them a few seconds each.
@@ -143,8 +144,8 @@ def test_only_the_recipe_a_cpu_gets_by_default_falls_back_to_the_stand_in_and_sa
 
     monkeypatch.delenv("S8_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "load_cifar100", unreachable)
-    monkeypatch.setattr(cli, "synthetic_cifar100", lambda: s8.synthetic_cifar100(train=128, test=100))
+    monkeypatch.setattr(defaults, "load_cifar100", unreachable)
+    monkeypatch.setattr(defaults, "synthetic_cifar100", lambda: s8.synthetic_cifar100(train=128, test=100))
     assert cli.main(["train", "--device", "cpu", "--model", MODEL, "--epochs", "1"]) == 0
     assert "SYNTHETIC stand-in" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"quick-1ep-{MODEL}-synthetic-seed0"]
@@ -166,13 +167,13 @@ def test_settings_seed_model_and_epochs_reach_the_recipe(tmp_path: Path) -> None
         ["train", "--recipe", "seed-100", "--epochs", "50", "--seed", "7", "--model", "wrn-16-4"]
         + ["--set", "dropout=0.1,0", "--set", "patience=null", "--set", "augmentation=light"]
     )
-    recipe = cli._recipe(options, "quick")
+    recipe = cli._recipe(options, torch.device("cpu"))
     assert (recipe.epochs, recipe.phase1_epochs, recipe.cycle_epochs) == (50, 30, 12.5)
     assert (recipe.seed, recipe.model, recipe.dropout) == (7, "wrn-16-4", (0.1, 0))
     assert (recipe.patience, recipe.augmentation) == (None, ("light", "light"))
     recipe.save(tmp_path / "recipe.json")
     again = cli._parser().parse_args(["train", "--recipe", str(tmp_path / "recipe.json")])
-    assert cli._recipe(again, "quick") == recipe
+    assert cli._recipe(again, torch.device("cpu")) == recipe
 
 
 def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
