@@ -145,7 +145,7 @@ def test_only_the_recipe_a_cpu_gets_by_default_falls_back_to_the_stand_in_and_sa
     monkeypatch.delenv("S8_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(defaults, "load_cifar100", unreachable)
-    monkeypatch.setattr(defaults, "synthetic_cifar100", lambda: s8.synthetic_cifar100(train=128, test=100))
+    monkeypatch.setattr(defaults, "_stand_in", lambda: s8.synthetic_cifar100(train=128, test=100))
     assert cli.main(["train", "--device", "cpu", "--model", MODEL, "--epochs", "1"]) == 0
     assert "SYNTHETIC stand-in" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"quick-1ep-{MODEL}-synthetic-seed0"]

@@ -1,0 +1,77 @@
+"""Execute notebooks: `run` one here, its lines shown as they come, or `store` the outputs kept in them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXECUTED = ROOT / "s8lib-runs"  # where the notebook keeps its runs
+
+
+class EchoingClient(NotebookClient):
+    """Prints what cells print, when they print it."""
+
+    def process_message(self, msg: dict[str, Any], cell: nbformat.NotebookNode, cell_index: int) -> Any:
+        if msg["msg_type"] == "stream":
+            print(msg["content"]["text"], end="", flush=True)
+        return super().process_message(msg, cell, cell_index)
+
+
+def run(notebook: Path, folder: Path, executed: Path) -> None:
+    """Execute `notebook` in `folder`; `executed` becomes the copy with outputs, up to a cell that failed."""
+    content = nbformat.read(notebook, as_version=4)
+    client = EchoingClient(content, timeout=None, resources={"metadata": {"path": folder}})
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        sys.exit(f"\n{notebook.name} stopped: {error.ename}: {error.evalue}")
+    finally:
+        executed.parent.mkdir(exist_ok=True)
+        nbformat.write(content, executed)
+
+
+def store(notebook: Path) -> None:
+    """Execute `notebook` in a folder that holds only `results/`; keep its outputs as a front end shows them."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "results", folder / "results")
+        run(notebook, folder, folder / notebook.name)
+        content = nbformat.read(folder / notebook.name, as_version=4)
+    for cell in content.cells:
+        cell.metadata.pop("execution", None)  # times, which would change with every run
+        for output in cell.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = as_shown(output.text)
+        cell.get("outputs", [])[:] = [o for o in cell.get("outputs", []) if o.get("text", "-").strip()]
+    nbformat.write(content, notebook)
+
+
+def as_shown(text: str) -> str:
+    """What a front end shows of a stream: a carriage return goes back to the start of the line."""
+    return re.sub(r"^.*\r(?!$)|\r$", "", text, flags=re.MULTILINE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=("run", "store"))
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    options = parser.parse_args()
+    for notebook in options.notebooks:
+        if options.command == "store":
+            store(notebook)
+        else:
+            run(notebook, notebook.resolve().parent, EXECUTED / notebook.name)
+
+
+if __name__ == "__main__":
+    main()
