@@ -1,0 +1,120 @@
+"""Loss, accuracy and learning rate over the epochs: `graph.jpg`, the live picture and the video's curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+
+from s8lib.epoch_log import EpochLog, selector
+from s8lib.recipe import Recipe
+from s8lib.report.schedule import mark_phases, moments, name_phases, plot_lr
+from s8lib.report.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
+
+HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
+PLANNED = "#9A9A9A"  # the learning rate that is still to come
+LOSS_TOP = 4.8  # nats; guessing among 100 classes costs 4.6
+
+
+def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure:
+    """Accuracy and loss, train and test, over the learning rate; `target` is a test accuracy in percent.
+
+    Epochs run to the recipe's end, so a run that is under way shows how far it has come.
+    """
+    figure = Figure(height=7.6, layout="constrained")
+    plot = CurvesPlot(figure.subplots(3, sharex=True, height_ratios=HEIGHTS), recipe, target, _held_out(log))
+    figure.suptitle(f"{recipe.name}, {recipe.model}, seed {recipe.seed}", fontsize=13, weight="bold", color=INK)
+    plot.show(log)
+    figure.supxlabel(explanation(log, recipe), fontsize=8.5, color=FAINT)
+    return figure
+
+
+def explanation(log: EpochLog, recipe: Recipe) -> str:
+    """What a reader has to know about the curves."""
+    batches = "augmented, mixed-up batches" if any(recipe.mixup_alpha) else "augmented batches"
+    return (
+        f"Train is measured on {batches} while the network changes: not comparable with test.\n"
+        f"The best epoch is chosen on {selector(_held_out(log))}."
+    )
+
+
+class CurvesPlot:
+    """The curves on three axes, top to bottom; `show` moves them to another log without building them anew."""
+
+    def __init__(
+        self, axes: Sequence[Axes], recipe: Recipe, target: float | None = None, held_out: bool = False
+    ) -> None:
+        accuracy, self._loss, lr = axes
+        self._recipe = recipe
+        for ax in axes:
+            mark_phases(ax, recipe)
+        name_phases(accuracy, recipe)
+        accuracy.set_ylabel("accuracy (%)")
+        accuracy.set_ylim(0, 100)
+        accuracy.set_yticks(range(0, 101, 20))
+        self._loss.set_ylabel("loss (nats)")
+        self._loss.set_ylim(0, LOSS_TOP)
+        plot_lr(lr, recipe, PLANNED, 1.4)
+        lr.set_xlabel("epoch")
+        if target is not None:
+            accuracy.axhline(target, color=PURPLE, linewidth=1.4, linestyle=(0, (6, 2)))
+            accuracy.annotate(
+                f"target {target:g}%", (0, target), (6, 3), textcoords="offset points", color=PURPLE, weight="bold"
+            )
+        marks: dict[str, Any] = {"marker": "o", "markersize": 4} if recipe.epochs <= 30 else {}
+        # Not clipped, so that marks on the border are whole; not in the layout, which an empty line would upset.
+        free: dict[str, Any] = {"clip_on": False, "in_layout": False}
+        self._lines = {
+            name: ax.plot([], [], style, color=colour, linewidth=2, **free, **marks)[0]
+            for name, ax, style, colour in (
+                ("train_acc", accuracy, "--", ORANGE),
+                ("holdout_acc", accuracy, "-.", GREEN),
+                ("test_acc", accuracy, "-", BLUE),
+                ("train_loss", self._loss, "--", ORANGE),
+                ("test_loss", self._loss, "-", BLUE),
+            )
+        }
+        self._moments = moments(recipe)
+        (self._lr,) = lr.plot([], [], color=INK, linewidth=2)
+        (self._drop,) = accuracy.plot([], [], color=RED, linewidth=1.2)
+        (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
+        self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
+        shown = {"test": "test_acc", "train": "train_acc"} | ({"held-out": "holdout_acc"} if held_out else {})
+        self._loss.legend(
+            [self._lines[name] for name in shown.values()],
+            shown,
+            loc="upper right",
+            ncols=len(shown),
+            framealpha=1,
+        )
+
+    @property
+    def moving(self) -> list[Artist]:
+        """What `show` changes."""
+        return [*self._lines.values(), self._lr, self._drop, self._star, self._label]
+
+    def show(self, log: EpochLog) -> None:
+        """Draw the curves up to the last row of `log`, which holds at least one."""
+        epochs = [row.epoch for row in log]
+        for name, line in self._lines.items():
+            values = [getattr(row, name) for row in log]
+            if None not in values:
+                line.set_data(epochs, values)
+        passed = [moment for moment in self._moments if moment <= epochs[-1]]
+        self._lr.set_data(passed, [self._recipe.at(moment).lr for moment in passed])
+        highest = max(max(row.train_loss, row.test_loss) for row in log)
+        self._loss.set_ylim(0, max(self._loss.get_ylim()[1], 1.05 * highest))
+        best = log.best
+        self._drop.set_data([best.epoch] * 2, [0, best.test_acc])
+        self._star.set_data([best.epoch], [best.test_acc])
+        on_the_left = best.epoch > self._recipe.epochs / 2
+        last = "" if best is log[-1] else f", last: {log[-1].test_acc:.2f}% in epoch {log[-1].epoch}"
+        self._label.set_text(f"  best: {best.test_acc:.2f}% in epoch {best.epoch}{last}  ")
+        self._label.set_x(best.epoch)
+        self._label.set_horizontalalignment("right" if on_the_left else "left")
+
+
+def _held_out(log: EpochLog) -> bool:
+    return log[0].holdout_acc is not None

@@ -1,0 +1,185 @@
+"""Where a network goes wrong, and whether it knows: confusion, worst classes, mistakes, reliability."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+
+import torch
+from matplotlib.colors import PowerNorm
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from torch import Tensor
+
+from s8lib.report.evaluation import Evaluation
+from s8lib.report.style import BLUE, FAINT, GRID, INK, RED, WIDTH, Figure, plain
+from s8lib.report.thumbnails import in_words, thumbnail
+
+PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
+EXAMPLES = 4  # images beside each of the worst classes
+BINS = 15  # of confidence, as in `Metrics.ece`
+COLUMNS = 4  # of mistakes
+
+
+def superclass_confusion(evaluation: Evaluation) -> Figure:
+    """Which superclass is taken for which, in percent of the images of the true one (a row)."""
+    shares = _confusion(evaluation)
+    n = len(shares)
+    figure = Figure(height=8.3, layout="constrained")
+    figure.suptitle(
+        f"{evaluation.metrics.superclass_top1:.1f}% of the test images get a class of the right superclass",
+        fontsize=13, weight="bold", color=INK,
+    )  # fmt: skip
+    ax = figure.subplots()
+    ax.set_facecolor(GRID)  # a row without images
+    # The square root shows a confusion of 3% beside a diagonal of 90%.
+    ax.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
+    for row, column in (shares >= PRINTED).nonzero().tolist():
+        share = float(shares[row, column])
+        ax.text(
+            column,
+            row,
+            f"{share:.0f}",
+            ha="center",
+            va="center",
+            fontsize=8.5,
+            color="white" if share > 35 else INK,
+        )
+    names = [textwrap.fill(in_words(name), 17) for name in evaluation.superclasses]
+    ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
+    ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
+    ax.tick_params(length=0)
+    ax.set_xlabel("predicted superclass (% of the true one's images)")
+    ax.set_ylabel("true superclass")
+    return figure
+
+
+def _confusion(evaluation: Evaluation) -> Tensor:
+    """[20, 20] float64: row true, column predicted, percent of the row; nan for a superclass without images.
+
+    A prediction of a class without a superclass, one that the data has no image of, is left out.
+    """
+    n = len(evaluation.superclasses)
+    predicted = evaluation.superclass_of[evaluation.predicted]
+    known = predicted >= 0
+    pairs = n * evaluation.split.coarse_labels[known] + predicted[known]
+    counts = pairs.bincount(minlength=n * n).view(n, n).double()
+    return 100 * counts / counts.sum(1, keepdim=True)
+
+
+def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
+    """The `count` classes with the lowest top-1, each with an image for every class it is most often taken for."""
+    top1 = evaluation.metrics.per_class
+    worst = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: top1[c])[:count]
+    left, top, row, foot, bars = 1.25, 1.0, 0.9, 0.6, 2.5  # inches
+    first, pitch, side = 4.15, 0.97, 0.52  # of the example images
+    figure = Figure(height=top + row * len(worst) + foot)
+    height = figure.get_figheight()
+    _title(figure, "The worst classes, and what they are taken for")
+    ax = figure.add_axes((left / WIDTH, foot / height, bars / WIDTH, row * len(worst) / height))
+    plain(ax, "x")
+    ax.barh(range(len(worst)), [top1[c] for c in worst], height=0.5, color=BLUE)
+    ax.set_yticks(range(len(worst)), [textwrap.fill(in_words(evaluation.classes[c]), 14) for c in worst])
+    ax.set_ylim(len(worst) - 0.5, -0.5)
+    ax.set_xlim(0, 100)
+    ax.set_xlabel("top-1 of the class's n test images (%)")
+    mean = evaluation.metrics.top1
+    ax.axvline(mean, color=INK, linewidth=1.2, linestyle="--", zorder=0.5)
+    ax.annotate(f"all classes: {mean:.1f}%", (mean, -0.5), (0, 4), textcoords="offset points", ha="center")
+    figure.text(first / WIDTH, ax.get_position().y1 + 4 / 72 / height, "most often taken for", va="bottom")
+    for position, c in enumerate(worst):
+        n = int((evaluation.split.labels == c).sum())
+        outside = top1[c] < 50
+        ax.text(
+            top1[c] + (2 if outside else -2), position, f"{top1[c]:.0f}% (n = {n})",
+            ha="left" if outside else "right", va="center", color=INK if outside else "white",
+        )  # fmt: skip
+        for column, (image, times) in enumerate(_examples(evaluation, c)):
+            taken_for = in_words(evaluation.classes[evaluation.predicted[image]])
+            place = (first + pitch * column, top + row * position + 0.04, side)
+            thumbnail(figure, evaluation.split.images[image], *place, f"{taken_for}\n{times} of {n}", RED)
+    return figure
+
+
+def _examples(evaluation: Evaluation, true: int) -> list[tuple[int, int]]:
+    """Up to EXAMPLES images of the class `true`, one for each class it is most often taken for, and how often."""
+    wrong = [i for i in evaluation.mistakes().tolist() if evaluation.split.labels[i] == true]
+    taken_for = Counter(int(evaluation.predicted[i]) for i in wrong)
+    most_confident = {int(evaluation.predicted[i]): i for i in reversed(wrong)}
+    return [(most_confident[c], times) for c, times in taken_for.most_common(EXAMPLES)]
+
+
+def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
+    """The `count` mistakes that the network is most confident of, the surest first."""
+    mistakes = evaluation.mistakes()
+    shown = mistakes[:count].tolist()
+    side, column, top, row = 1.1, WIDTH / COLUMNS, 0.55, 1.75  # inches
+    figure = Figure(height=top + row * math.ceil(len(shown) / COLUMNS) + 0.1)
+    n = len(evaluation.split)
+    _title(
+        figure,
+        f"The surest of {len(mistakes):,} mistakes in {n:,} test images"
+        if shown
+        else f"No mistakes in {n:,} test images",
+    )
+    for place, image in enumerate(shown):
+        caption = (
+            f"is: {in_words(evaluation.classes[evaluation.split.labels[image]])}\n"
+            f"said: {in_words(evaluation.classes[evaluation.predicted[image]])}\n"
+            f"{_percent(100 * float(evaluation.confidence[image]))} sure"
+        )
+        left = column * (place % COLUMNS + 0.5) - side / 2
+        thumbnail(
+            figure, evaluation.split.images[image], left, top + row * (place // COLUMNS), side, caption, size=10
+        )
+    return figure
+
+
+def _percent(value: float) -> str:
+    """Never 100%, which no softmax gives."""
+    return "> 99.9%" if value >= 99.95 else f"{value:.1f}%"
+
+
+def reliability(evaluation: Evaluation) -> Figure:
+    """Accuracy against confidence in 15 bins, whose gaps make `Metrics.ece` (arXiv:1706.04599), over their sizes."""
+    metrics, confidence = evaluation.metrics, evaluation.confidence.double()
+    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins (k/15, (k+1)/15]
+    images = index.bincount(minlength=BINS)
+    filled = images > 0
+    accuracy, sure = (
+        100 * index.bincount(weights.double(), minlength=BINS)[filled] / images[filled]
+        for weights in (evaluation.correct, confidence)
+    )
+    width = 100 / BINS
+    middles = width * (torch.arange(BINS)[filled] + 0.5)
+    figure = Figure(height=6.8, layout="constrained")
+    figure.suptitle(
+        f"Reliability: expected calibration error {metrics.ece:.2f}%", size=13, weight="bold", color=INK
+    )
+    diagram, sizes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    for ax in (diagram, sizes):
+        plain(ax)
+    diagram.bar(middles, accuracy, width, color=BLUE, edgecolor="white", label="accuracy of the bin")
+    diagram.bar(
+        middles, sure - accuracy, 0.5 * width, accuracy, color="none", edgecolor=RED, hatch="////",
+        label="gap to its mean confidence",
+    )  # fmt: skip
+    diagram.plot([0, 100], [0, 100], "--", color=INK, linewidth=1.2, label="perfectly calibrated")
+    diagram.legend(loc="upper left", framealpha=1)
+    diagram.set_ylabel("accuracy (%)")
+    diagram.set_ylim(0, 100)
+    sizes.bar(middles, images[filled], width, color=FAINT, edgecolor="white")
+    sizes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    sizes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    sizes.set_ylabel("test images")
+    sizes.set_xlabel(f"confidence: probability of the predicted class (%), {BINS} bins")
+    sizes.set_xlim(0, 100)
+    sizes.set_title(
+        f"mean confidence {100 * float(confidence.mean()):.1f}%, accuracy {metrics.top1:.1f}%", size=10, loc="left"
+    )
+    return figure
+
+
+def _title(figure: Figure, text: str) -> None:
+    width, height = figure.get_size_inches()
+    figure.text(0.12 / width, 1 - 0.24 / height, text, size=13, weight="bold", color=INK, va="center")

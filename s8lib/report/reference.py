@@ -1,0 +1,32 @@
+"""The project's own runs, shown from the files that they left in `results/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from s8lib.checkpoint import RunFolder
+from s8lib.epoch_log import EpochLog
+from s8lib.recipe import Recipe
+
+
+def reference_runs(folder: str | Path = "results") -> None:
+    """Print what each run in `folder` reached, on which hardware and commit; in a notebook show its curves."""
+    logs = sorted(Path(folder).rglob("epoch_log.csv"))
+    if not logs:
+        print(f"there are no results in {folder} beside this notebook; the project's copy has them")
+    for path in logs:
+        recipe = Recipe.load(path.parent / "recipe.json")
+        folder_of_run = RunFolder(path.parent)
+        machine = folder_of_run.read_json("environment.json", default=[{}])[-1]
+        commit = folder_of_run.read_json("report.json", default={}).get("commit") or "not recorded"
+        print(f"{recipe.name}, {recipe.model}, seed {recipe.seed}: {EpochLog.read(path).summary()}")
+        print(f"    on {_hardware(machine)}, torch {machine.get('torch')}, commit {commit[:10]}")
+    for graph in sorted(Path(folder).rglob("graph.jpg")):
+        from IPython.display import Image, display
+
+        display(Image(graph))
+
+
+def _hardware(machine: dict[str, object]) -> str:
+    threads = f", {machine['cpu_threads']} threads" if machine.get("device") == "cpu" else ""
+    return f"{machine.get('device_name', 'unknown hardware')}{threads}, {machine.get('precision')}"

@@ -1,0 +1,119 @@
+"""The recipe as a picture and as a table: what every knob does over the epochs."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from s8lib.recipe import Recipe
+from s8lib.report.style import BLUE, FAINT, INK, PHASES, Figure, plain
+
+JUST_BEFORE = 1e-9  # epochs
+LABELS = {"mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "image_size": "image side\n(pixels)"}
+
+
+def schedule(recipe: Recipe) -> Figure:
+    """The knobs over the epochs, phases shaded and restarts marked; the image size too, if it changes."""
+    names = ["dropout", "mixup_alpha", "label_smoothing", "augmentation"]
+    if len(set(recipe.image_size)) > 1:
+        names.append("image_size")
+    figure = Figure(height=3.3 + 0.95 * len(names), layout="constrained")
+    axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
+    figure.suptitle(f"{recipe.name}: what changes in training", fontsize=13, weight="bold", color=INK)
+    plot_lr(axes[0], recipe)
+    for ax, name in zip(axes[1:], names, strict=True):
+        _plot_knob(ax, recipe, name)
+    for ax in axes:
+        mark_phases(ax, recipe)
+    name_phases(axes[0], recipe)
+    axes[-1].set_xlabel("epoch")
+    figure.align_ylabels(axes)
+    return figure
+
+
+def schedule_table(recipe: Recipe) -> str:
+    """The knobs where something changes, as plain text; `lr before` and `lr` are the two sides of that moment."""
+    lines = ["  epoch  what                lr before         lr  dropout  mixup  smoothing  augmentation  image"]
+    for epoch, what in boundaries(recipe):
+        knobs = recipe.at(epoch)
+        before = f"{recipe.at(epoch - JUST_BEFORE).lr:.6f}" if epoch else ""
+        after = "" if epoch == recipe.epochs else f"{knobs.lr:.6f}"
+        lines.append(
+            f"{epoch:7.5g}  {what:<18} {before:>10} {after:>10}  {knobs.dropout:7.4g}  {knobs.mixup_alpha:5.4g}  "
+            f"{knobs.label_smoothing:9.4g}  {knobs.augmentation:<12}  {knobs.image_size:5d}"
+        )
+    return "\n".join(lines)
+
+
+def boundaries(recipe: Recipe) -> list[tuple[float, str]]:
+    """The epochs (floats) at which the schedule changes, in order, with what happens there."""
+    happens: dict[float, list[str]] = {0.0: ["start"]}
+    if recipe.warmup_epochs:
+        happens.setdefault(recipe.warmup_epochs, []).append("end of warm-up")
+    for restart in recipe.restarts:
+        happens.setdefault(restart, []).append("warm restart")
+    if 0 < recipe.phase1_epochs < recipe.epochs:
+        happens.setdefault(recipe.phase1_epochs, []).append("phase 2")
+    happens.setdefault(recipe.epochs, []).append("last step")
+    return [(epoch, ", ".join(what)) for epoch, what in sorted(happens.items())]
+
+
+def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) -> None:
+    """The learning rate of the whole recipe, every restart a vertical jump."""
+    epochs = moments(recipe)
+    ax.plot(epochs, [recipe.at(epoch).lr for epoch in epochs], color=colour, linewidth=width)
+    ax.set_ylabel("learning rate")
+    ax.set_ylim(0, 1.08 * recipe.lr_peak)
+
+
+def mark_phases(ax: Axes, recipe: Recipe) -> None:
+    """Shade the phases, mark the restarts, and let x run over the whole recipe in epochs."""
+    plain(ax)
+    for begin, end in _phases(recipe):
+        ax.axvspan(begin, end, color=PHASES[recipe.phase(begin) - 1], linewidth=0, zorder=0)
+    for restart in recipe.restarts:
+        ax.axvline(restart, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="_restart")
+    ax.set_xlim(0, recipe.epochs)
+    ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+
+
+def name_phases(ax: Axes, recipe: Recipe) -> None:
+    """Phases and restarts by name, above the axes."""
+    for begin, _ in _phases(recipe):
+        ax.text(
+            begin / recipe.epochs, 1.025, f"phase {recipe.phase(begin)}",
+            transform=ax.transAxes, ha="left", va="bottom", fontsize=10, weight="bold", color=INK,
+        )  # fmt: skip
+    for restart in recipe.restarts:
+        ax.text(
+            restart / recipe.epochs, 1.025, "restart",
+            transform=ax.transAxes, ha="center", va="bottom", fontsize=9, color=FAINT,
+        )  # fmt: skip
+
+
+def _phases(recipe: Recipe) -> list[tuple[float, float]]:
+    edges = sorted({0, recipe.phase1_epochs, recipe.epochs})
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def moments(recipe: Recipe) -> list[float]:
+    """Epochs from the first step to the last, dense, with both sides of every boundary."""
+    edges = [epoch for epoch, _ in boundaries(recipe)]
+    sides = [*edges, *(epoch - JUST_BEFORE for epoch in edges[1:])]
+    return sorted([*np.linspace(0, recipe.epochs, 1000).tolist(), *sides])
+
+
+def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
+    epochs = moments(recipe)
+    values = [getattr(recipe.at(epoch), name) for epoch in epochs]
+    if isinstance(values[0], str):
+        order = sorted(set(values), key=values.index, reverse=True)
+        ax.set_yticks(range(len(order)), order)
+        ax.set_ylim(-0.6, len(order) - 0.4)
+        values = [order.index(value) for value in values]
+    else:
+        ax.set_ylim(0, 1.4 * max(values) or 1)
+        ax.set_yticks(sorted({0, *values}))
+    ax.plot(epochs, values, color=BLUE, linewidth=1.8)
+    ax.set_ylabel(LABELS.get(name, name))

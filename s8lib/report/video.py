@@ -1,0 +1,129 @@
+"""`epoch_log.mov`: the run as a film, an epoch a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from s8lib.epoch_log import Epoch, EpochLog
+from s8lib.files import replacing
+from s8lib.progress import progress_bar
+from s8lib.recipe import Recipe
+from s8lib.report.curves import CurvesPlot
+from s8lib.report.style import FAINT, INK, SCREEN_DPI, Figure
+from s8lib.report.summary import MissingPackage
+
+WIDTH, HEIGHT, FPS = 1280, 720, 25
+LONGEST, SLOWEST, LAST = 60.0, 1.0, 4.0  # seconds: the film, an epoch's picture, and how long the last one stays
+ROWS = 9  # of the log, beside the curves
+
+
+def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
+    """Write the film to `path`: H.264 in QuickTime's container, 1280x720, at most a minute.
+
+    Curves grow epoch by epoch beside the knobs of the moment and the last rows of the log.
+
+    Raises:
+        MissingPackage: without imageio-ffmpeg.
+        OSError: if the file cannot be written; nothing half-written stays.
+    """
+    try:
+        from imageio_ffmpeg import write_frames
+    except ImportError as error:
+        raise MissingPackage("the video needs imageio-ffmpeg: pip install imageio-ffmpeg") from error
+    path = Path(path)
+    with replacing(path) as partial:
+        film = write_frames(
+            str(partial),
+            (WIDTH, HEIGHT),
+            fps=FPS,
+            codec="libx264",
+            pix_fmt_out="yuv420p",
+            quality=None,
+            ffmpeg_log_level="error",
+            # Still pictures cost almost nothing, so a low crf keeps text sharp. QuickTime wants the tag avc1,
+            # browsers the index in front.
+            output_params=["-f", "mov", "-crf", "20", "-preset", "veryfast", "-tune", "animation"]
+            + ["-vtag", "avc1", "-movflags", "+faststart"],
+            macro_block_size=1,
+        )
+        film.send(None)
+        try:
+            for picture, frames in zip(_pictures(log, recipe), _frames(len(log)), strict=True):
+                for _ in range(frames):
+                    film.send(picture)
+        finally:
+            film.close()
+    return path
+
+
+def _frames(epochs: int) -> list[int]:
+    """How many frames each epoch's picture stays."""
+    each = min(SLOWEST * FPS, (LONGEST - LAST) * FPS / epochs)
+    ends = [math.floor(each * k) for k in range(epochs + 1)]
+    frames = [end - begin for begin, end in zip(ends, ends[1:], strict=False)]
+    return [*frames[:-1], frames[-1] + int(LAST * FPS)]
+
+
+def _pictures(log: EpochLog, recipe: Recipe) -> Iterator[np.ndarray]:
+    """One picture an epoch, [720, 1280, 3] uint8; the background is drawn once, what moves is laid over it."""
+    figure = Figure(WIDTH / SCREEN_DPI, HEIGHT / SCREEN_DPI)
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(3, 1, height_ratios=(3.2, 2.4, 1.2), left=0.055, right=0.60, top=0.88, bottom=0.08)
+    axes = [figure.add_subplot(grid[row]) for row in range(3)]
+    for ax in axes[:2]:
+        ax.tick_params(labelbottom=False)
+    plot = CurvesPlot(axes, recipe, held_out=log[0].holdout_acc is not None)
+    plot.show(log)  # the final limits of the axes, so that nothing jumps
+    title = f"{recipe.name}, {recipe.model}, seed {recipe.seed}"
+    figure.text(0.055, 0.945, title, fontsize=15, weight="bold", color=INK)
+    where = figure.text(0.635, 0.88, "", fontsize=20, weight="bold", color=INK, va="top")
+    knobs = figure.text(0.635, 0.80, "", fontsize=13, color=INK, va="top", linespacing=1.5)
+    table = figure.text(0.635, 0.54, "", fontsize=11.5, color=INK, va="top", family="monospace", linespacing=1.5)
+    figure.text(
+        0.635,
+        0.055,
+        "train: on augmented batches while the network changes;\nnot comparable with test",
+        color=FAINT,
+    )
+    moving = [*plot.moving, where, knobs, table]
+    for artist in moving:
+        artist.set_visible(False)
+    canvas.draw()
+    background = canvas.copy_from_bbox(figure.bbox)
+    for artist in moving:
+        artist.set_visible(True)
+    for last in progress_bar(range(1, len(log) + 1), "epoch_log.mov"):
+        shown = EpochLog(log.rows[:last])
+        plot.show(shown)
+        row = shown[-1]
+        where.set_text(f"epoch {row.epoch} of {recipe.epochs}, phase {row.phase}")
+        knobs.set_text(_knobs(row))
+        table.set_text(_rows(shown))
+        canvas.restore_region(background)
+        for artist in moving:
+            figure.draw_artist(artist)
+        yield np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _knobs(row: Epoch) -> str:
+    return (
+        f"test accuracy {row.test_acc:.2f}%, best so far {row.best_acc:.2f}%\n"
+        f"learning rate {row.lr:.5f}, dropout {row.dropout:g}\n"
+        f"MixUp α {row.mixup_alpha:g}, augmentation {row.augmentation}\n"
+        f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s an epoch"
+    )
+
+
+def _rows(log: EpochLog) -> str:
+    lines = ["epoch  train loss  acc %   test loss  acc %"]
+    lines += [
+        f"{row.epoch:5d}{'*' if row is log.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.1f}"
+        f"{row.test_loss:12.3f}  {row.test_acc:5.1f}"
+        for row in log.rows[-ROWS:]
+    ]
+    return "\n".join(lines)
