@@ -7,26 +7,41 @@ at any moment leaves the last complete save, and a damaged file is noticed and p
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock, Timeout
 
+from s8lib.files import PARTIAL, holds, identity, replacing, sync
 from s8lib.weights import SAFETENSORS
 
-PARTIAL = ".partial"  # ends the name of a file that is being written
 KEEP = 5  # checkpoints, counted by what is on disk
 
 
 class RunError(RuntimeError):
     """A run folder that cannot be used as asked; the message says what to do. The run in it is unchanged."""
+
+
+class Mirror(Protocol):
+    """Keeps complete saves a second time, where things may fail; `s8lib.drive` has one. Only `fetch` may raise."""
+
+    def begin(self, run: RunFolder) -> None:
+        """Start copying the newest save."""
+
+    def wait(self, run: RunFolder) -> None:
+        """Return when the files of `run` may change again; tell of a copy that failed."""
+
+    def sync(self, run: RunFolder) -> bool:
+        """Copy what is new, wait for it, and tell what is there; whether that is everything."""
+
+    def fetch(self, run: RunFolder, newer_than: int | None) -> Path | None:
+        """Bring the newest save that verifies, if it is of a later epoch; its checkpoint here."""
 
 
 class RunFolder:
@@ -35,11 +50,13 @@ class RunFolder:
     Args:
         path: the folder.
         say: takes one line for people at a time.
+        mirror: keeps the complete saves a second time.
     """
 
-    def __init__(self, path: str | Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, path: str | Path, say: Callable[[str], None] = print, mirror: Mirror | None = None) -> None:
         self.path = Path(path)
         self.say = say
+        self.mirror = mirror
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
         self._new_best = self.path / "best.new"
@@ -48,6 +65,8 @@ class RunFolder:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one training process; the lock goes with the process, however it ends.
+
+        Leaving it in peace brings the mirror up to date.
 
         Raises:
             RunError: if another process holds it, or the folder cannot be made.
@@ -59,21 +78,30 @@ class RunFolder:
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
+                self.sync()
         except Timeout:
             raise RunError(f"another process is training in {self.path}: wait for it or stop it") from None
 
+    def sync(self) -> bool:
+        """Bring the mirror, if there is one, up to date and tell what it holds; whether that is everything."""
+        return self.mirror is None or self.mirror.sync(self)
+
     def manifest(self) -> dict[str, Any]:
-        """What was completely saved: `checkpoints` {name: {epoch, bytes, sha256}} and `best`, or None.
+        """What was completely saved: `checkpoints` {name: {epoch, bytes, sha256}}, `best`, `identity`.
 
         Raises:
             RunError: if the file is damaged, or is missing beside checkpoints.
         """
         try:
             manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
-            return {"checkpoints": dict(manifest["checkpoints"]), "best": manifest["best"]}
+            return {
+                "checkpoints": dict(manifest["checkpoints"]),
+                "best": manifest["best"],
+                "identity": manifest.get("identity"),
+            }
         except FileNotFoundError:
             if not (self._on_disk() or self.best.exists() or (self.path / "epoch_log.csv").exists()):
-                return {"checkpoints": {}, "best": None}
+                return {"checkpoints": {}, "best": None, "identity": None}
             problem = "is missing"
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = f"cannot be read ({type(error).__name__}: {error})"
@@ -92,9 +120,12 @@ class RunFolder:
         """Save the checkpoint of `epoch`, the epoch log (CSV text) and, if given, new best weights.
 
         Args:
-            state: primitives and tensors only, so that it loads with `weights_only=True`.
+            state: primitives and tensors only, so that it loads with `weights_only=True`; its `identity`, if
+                any, tells one run from another.
             save_best: writes `config.json` and `model.safetensors` into the folder it is given.
         """
+        if self.mirror:
+            self.mirror.wait(self)
         manifest = self.manifest()
         self._settle_best(manifest)
         name = f"epoch_{epoch:03d}.pt"
@@ -103,7 +134,8 @@ class RunFolder:
                 torch.save(state, partial)
             except RuntimeError as error:  # torch's word for a full disk, among others
                 raise OSError(f"cannot write {self.checkpoints / name}: {str(error).splitlines()[0]}") from error
-        manifest["checkpoints"][name] = {"epoch": epoch, **_identity(self.checkpoints / name)}
+        manifest["checkpoints"][name] = {"epoch": epoch, **identity(self.checkpoints / name)}
+        manifest["identity"] = state.get("identity")
         if save_best:
             manifest["best"] = self._write_new_best(epoch, save_best)
         self.write_text("epoch_log.csv", epoch_log)
@@ -113,6 +145,8 @@ class RunFolder:
         self._settle_best(manifest)
         for path in on_disk[:-KEEP]:
             path.unlink(missing_ok=True)
+        if self.mirror:
+            self.mirror.begin(self)
 
     def save_best(self, epoch: int, write: Callable[[Path], None]) -> None:
         """Replace `best/` by the weights of `epoch`; `write` is `save`'s `save_best`."""
@@ -134,26 +168,30 @@ class RunFolder:
         for folder, pattern in ((self.path, "*.json"), (self.path, "*.csv"), (self.checkpoints, "epoch_*.pt")):
             for partial in folder.glob(pattern + PARTIAL):
                 partial.unlink()
-        listed = manifest["checkpoints"]
-        for path in reversed(self._on_disk()):
-            if path.name not in listed:
-                self.say(f"{path} was never completely saved: passed over")
-            elif _holds(path, listed[path.name]):
-                return torch.load(path, map_location="cpu", weights_only=True)
-            else:
-                self.say(f"{path} is damaged (its sha256 is not the manifest's): passed over")
-        if listed:
+        newest = self._newest_intact(manifest["checkpoints"])
+        if self.mirror:
+            newest = self.mirror.fetch(self, newer_than=_epoch_of(newest) if newest else None) or newest
+        if newest:
+            return torch.load(newest, map_location="cpu", weights_only=True)
+        if manifest["checkpoints"]:
             raise RunError(
                 f"none of the checkpoints that {self._manifest} names is intact: bring one back into "
                 f"{self.checkpoints}, or start in another run folder"
             )
         return None
 
+    def adopt(self, name: str, entry: dict[str, Any], identity: dict[str, Any] | None) -> None:
+        """Name in the manifest a checkpoint that was brought here from elsewhere and verified."""
+        manifest = self.manifest()
+        manifest["checkpoints"][name] = entry
+        manifest["identity"] = identity
+        self._write_manifest(manifest)
+
     def checkpoint(self, epoch: int) -> dict[str, Any] | None:
         """The checkpoint of `epoch` on the CPU, if it is still here and intact."""
         path = self.checkpoints / f"epoch_{epoch:03d}.pt"
         entry = self.manifest()["checkpoints"].get(path.name)
-        if entry and _holds(path, entry):
+        if entry and holds(path, entry):
             return torch.load(path, map_location="cpu", weights_only=True)
         return None
 
@@ -173,7 +211,7 @@ class RunFolder:
         if best is None:
             return None
         for folder in (self.best, self._new_best):  # the latter: named in the manifest, not yet moved
-            if _holds(folder / SAFETENSORS, best):
+            if holds(folder / SAFETENSORS, best):
                 return best["epoch"], folder
         raise RunError(
             f"{self.best / SAFETENSORS} is damaged or missing (its sha256 is not the one in {self._manifest}): "
@@ -203,20 +241,30 @@ class RunFolder:
         found = self.checkpoints.glob("epoch_*.pt")
         return sorted((p for p in found if re.fullmatch(r"epoch_\d+\.pt", p.name)), key=_epoch_of)
 
+    def _newest_intact(self, listed: dict[str, Any]) -> Path | None:
+        for path in reversed(self._on_disk()):
+            if path.name not in listed:
+                self.say(f"{path} was never completely saved: passed over")
+            elif holds(path, listed[path.name]):
+                return path
+            else:
+                self.say(f"{path} is damaged (its sha256 is not the manifest's): passed over")
+        return None
+
     def _write_new_best(self, epoch: int, write: Callable[[Path], None]) -> dict[str, Any]:
         shutil.rmtree(self._new_best, ignore_errors=True)
         self._new_best.mkdir()
         write(self._new_best)
         for path in (*self._new_best.iterdir(), self._new_best):
-            _sync(path)
-        return {"epoch": epoch, **_identity(self._new_best / SAFETENSORS)}
+            sync(path)
+        return {"epoch": epoch, **identity(self._new_best / SAFETENSORS)}
 
     def _settle_best(self, manifest: dict[str, Any]) -> None:
         """Move `best.new` into place if the manifest names it; if a kill came before that, drop it."""
         if not self._new_best.exists():
             return
         new = self._new_best / SAFETENSORS
-        if manifest["best"] and _holds(new, manifest["best"]):
+        if manifest["best"] and holds(new, manifest["best"]):
             self.best.mkdir(exist_ok=True)
             for path in sorted(self._new_best.iterdir()):  # config.json before model.safetensors
                 os.replace(path, self.best / path.name)
@@ -229,43 +277,6 @@ def how_to_go_on(run: RunFolder | None) -> str:
     if run is None or last is None:
         return "no checkpoint was saved yet"
     return f"the last good checkpoint is epoch {last} in {run.path}, and the same command goes on from there"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place, on disk for good, if the block succeeds."""
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        yield partial
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on disk for good."""
-    if path.is_file():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-        return
-    with contextlib.suppress(OSError):  # Windows and some network mounts cannot sync a folder; its files are safe
-        folder = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _holds(path: Path, entry: dict[str, Any]) -> bool:
-    """Whether `path` is the file that a manifest's entry describes."""
-    return path.is_file() and _identity(path).items() <= entry.items()
 
 
 def _epoch_of(path: Path) -> int:

@@ -1,0 +1,211 @@
+"""Google Colab's machines, its Drive and its secrets; elsewhere the same calls stay on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from s8lib.checkpoint import RunFolder
+from s8lib.data import _cache_folder, _find
+from s8lib.defaults import SYNTHETIC
+from s8lib.download import one_line
+from s8lib.drive import DriveMirror
+from s8lib.hardware import environment, pick_device, pick_precision
+
+CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
+MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds
+SECRET = "HF_TOKEN"
+
+
+class ColabError(RuntimeError):
+    """Colab refused something; the message says what to do."""
+
+
+def in_colab() -> bool:
+    """Whether this is a machine of Colab's."""
+    # Kaggle's images are built on Colab's, and have its COLAB_RELEASE_TAG and its google.colab.
+    tagged = "COLAB_RELEASE_TAG" in os.environ and "KAGGLE_KERNEL_RUN_TYPE" not in os.environ
+    if not (tagged or Path("/var/colab/hostname").exists()):
+        return False
+    return all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
+
+
+def checks(say: Callable[[str], None] = print) -> None:
+    """Say what training has to work with here: GPU, precision, memory, disk, versions and data, a line each."""
+    device = pick_device()
+    found = environment(device)
+    if device.type == "cuda":
+        say(f"GPU: {found['device_name']}, {found['device_memory_gib']} GiB")
+    elif device.type == "cpu":
+        advice = "; Runtime > Change runtime type > T4 GPU gives one" if in_colab() else ""
+        say(f"GPU: none, training would be on the CPU{advice}")
+    else:
+        say(f"GPU: {device.type}")
+    say(f"precision: {pick_precision(device)}")
+    say(f"RAM: {_memory()}")
+    say(f"disk: {shutil.disk_usage('.').free / 2**30:.1f} GiB free")
+    say(
+        f"versions: Python {found['python']}, torch {found['torch']}, torchvision {_version('torchvision')}, "
+        f"huggingface_hub {_version('huggingface_hub')}, s8lib {found['s8lib']}"
+    )
+    say(f"data: {_data_source()}")
+
+
+def mount_drive(
+    folder: str = "s8lib", mountpoint: str | Path | None = None, say: Callable[[str], None] = print
+) -> Path:
+    """The folder that keeps runs: on Colab `folder` of My Drive, mounted at /content/drive; elsewhere a local one.
+
+    Raises:
+        ColabError: if Drive cannot be mounted, or the folder not be made there.
+    """
+    if not in_colab():
+        say(f"not on Colab: runs are kept on this machine, in the folder {folder}")
+        return Path(folder)
+    import pexpect  # type: ignore[import-untyped]
+    from google.colab import drive, errors
+
+    if Path(folder).is_absolute() or ".." in Path(folder).parts:
+        raise ColabError(f"{folder!r} is not the name of a folder in My Drive: use one such as s8lib")
+    mountpoint = Path(mountpoint or CONTENT / "drive")
+    kept = mountpoint / "MyDrive" / folder
+    try:
+        drive.mount(str(mountpoint), force_remount=False, timeout_ms=1000 * MOUNT_TIMEOUT, readonly=False)
+        if not (mountpoint / "MyDrive").is_dir():
+            raise ValueError("there is no MyDrive in it")
+        kept.mkdir(parents=True, exist_ok=True)
+    # ValueError: most of its refusals. errors.Error: access was not granted. NotImplementedError: no such service
+    # here. ExceptionPexpect: the Drive program does not answer. OSError: the folder cannot be made.
+    except (ValueError, errors.Error, NotImplementedError, pexpect.ExceptionPexpect, OSError) as error:
+        if "already contain files" in str(error):
+            raise ColabError(
+                f"{mountpoint} holds files that were written to this machine before Drive was mounted: move them "
+                f"away (!mv {mountpoint} {mountpoint}-before) and run this cell again"
+            ) from error
+        raise ColabError(
+            f"Google Drive cannot be used ({one_line(error)}): run this cell again and allow the access that "
+            "Colab asks for"
+        ) from error
+    return kept
+
+
+def run_folder(kept: str | Path, name: str, say: Callable[[str], None] = print) -> RunFolder:
+    """The run `name`, kept in the folder that `mount_drive` gave; on Colab it is on the machine's disk meanwhile.
+
+    Raises:
+        RunError: if `kept` is on a Drive that is not there any more.
+    """
+    if not in_colab():
+        return RunFolder(Path(kept) / name, say)
+    return RunFolder(CONTENT / "runs" / name, say, mirror=DriveMirror(Path(kept) / name))
+
+
+def hf_token(say: Callable[[str], None] = print) -> str | None:
+    """The Hugging Face Hub's token: Colab's secret HF_TOKEN, else $HF_TOKEN, else the file that a login left.
+
+    One sentence tells where it comes from, or what is missing. The token itself is never shown.
+    """
+    from huggingface_hub import get_token
+
+    token, reason = _secret() if in_colab() else ("", f"set {SECRET}, or log in with `hf auth login`")
+    source = f"the Colab secret {SECRET}"
+    if not token:
+        source = f"the variable {SECRET}" if os.environ.get(SECRET) else "the token file of this machine"
+        with warnings.catch_warnings():  # on Colab, of the very refusal that is told here
+            warnings.simplefilter("ignore")
+            token = get_token() or ""
+    say(f"Hugging Face token: from {source}" if token else f"Hugging Face token: none; {reason}")
+    return token or None
+
+
+def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable[[str], None] = print) -> None:
+    """Bring `run` and whatever else is still on its way to Drive there, and unmount it.
+
+    Args:
+        disconnect: also give the machine back, unless something is on its disk only.
+    """
+    safe = run is None or run.sync()
+    if not in_colab():
+        say("not on Colab: nothing to unmount")
+        return
+    from google.colab import errors, runtime
+
+    problem = _flush_and_unmount()
+    say(f"Google Drive: {problem}" if problem else "Google Drive: everything is written, and it is unmounted")
+    if not disconnect:
+        return
+    if problem or not safe:
+        say("this machine is kept, since not everything is known to be on Drive: run this cell again")
+        return
+    try:
+        runtime.unassign()
+    except (errors.Error, OSError) as error:
+        say(
+            f"this machine was not given back ({one_line(error)}): Runtime > Disconnect and delete runtime does it"
+        )
+
+
+def _secret() -> tuple[str, str]:
+    """Colab's secret, or "" and what to do about it."""
+    from google.colab import errors, userdata
+
+    try:
+        return userdata.get(SECRET).strip(), f"the Colab secret {SECRET} is empty"
+    except userdata.SecretNotFoundError:
+        return "", f"add a Colab secret named {SECRET} (the key on the left) and give this notebook access to it"
+    except userdata.NotebookAccessError:
+        return "", f"give this notebook access to the Colab secret {SECRET} (the key on the left)"
+    except errors.Error as error:  # TimeoutException: the notebook is not open in a browser
+        return "", f"Colab did not hand out the secret {SECRET} ({one_line(error)})"
+
+
+def _flush_and_unmount() -> str | None:
+    """Wait until Drive has everything, but not forever; what went wrong."""
+    from google.colab import drive
+
+    problem = f"still not everything is written after {FLUSH_TIMEOUT} s"
+
+    def flush() -> None:
+        nonlocal problem
+        try:
+            drive.flush_and_unmount(timeout_ms=1000 * FLUSH_TIMEOUT)
+            problem = ""
+        except (ValueError, NotImplementedError, OSError, subprocess.SubprocessError) as error:
+            problem = f"cannot be unmounted ({one_line(error)})"
+
+    # A thread, because it passes the timeout on to the Drive program and then waits for that without any.
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    thread.join(FLUSH_TIMEOUT)
+    return problem or None
+
+
+def _memory() -> str:
+    if not hasattr(os, "sysconf"):
+        return "not known on this system"
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(absent)"
+
+
+def _data_source() -> str:
+    """Where `load_cifar100` would look, in words: the folder's name is nobody else's business."""
+    named = os.environ.get("S8_DATA")
+    if named == SYNTHETIC:
+        return "the synthetic stand-in, as S8_DATA says"
+    layout = _find(Path(named).expanduser() if named else _cache_folder())
+    if layout and not layout.missing():
+        return f"CIFAR-100 from {'the folder that S8_DATA names' if named else 'the cache of this machine'}"
+    return "missing: S8_DATA names a folder without CIFAR-100" if named else "CIFAR-100, to be downloaded (150 MB)"

@@ -1,0 +1,635 @@
+"""A run's complete saves reach Google Drive and come back from it, however the Drive behaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import s8lib as s8
+from s8lib.checkpoint import RunError, RunFolder
+from s8lib.drive import DriveMirror
+from s8lib.drive_folder import MANIFESTS, DriveFolder, _unseal
+from tests.fake_colab.faulty_drive import Call, FaultyDrive, disconnecting, fails
+from tests.runs import Cut, assert_same_bits, outcome, recipe, small_model, train
+
+IDENTITY = {"recipe": {"name": "test", "lr_peak": 0.1}, "model": {"name": "wrn-10-1"}}
+CHECKPOINT = 10_000  # bytes, at least
+SHORT = recipe(epochs=4, phase1_epochs=2)
+
+
+class Machine:
+    """A machine with a disk of its own, on which the run trains."""
+
+    def __init__(self, disk: Path, kept: Path, patience: float = 60) -> None:
+        self.lines: list[str] = []
+        self.run = RunFolder(disk / "run", self.lines.append, DriveMirror(kept / "run", patience))
+        self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+
+    def save(self, *epochs: int, best_at: tuple[int, ...] = (), identity: dict[str, Any] = IDENTITY) -> None:
+        for epoch in epochs:
+            state = {"identity": identity, "epoch": epoch, "weights": torch.full((CHECKPOINT // 4,), float(epoch))}
+
+            def write_best(folder: Path, epoch: int = epoch) -> None:
+                (folder / "config.json").write_text(json.dumps({"model": "any"}))
+                (folder / "model.safetensors").write_bytes(bytes([epoch]) * CHECKPOINT)
+
+            self.run.save(epoch, state, f"log to {epoch}\n", write_best if epoch in best_at else None)
+
+    def resumed(self) -> int | None:
+        state = self.run.resume()
+        return None if state is None else state["epoch"]
+
+    def best(self) -> int | None:
+        """The epoch of the best weights, and they are those of that epoch."""
+        found = self.run.best_weights()
+        if found is None:
+            return None
+        epoch, folder = found
+        assert (folder / "model.safetensors").read_bytes() == bytes([epoch]) * CHECKPOINT
+        assert json.loads((folder / "config.json").read_text()) == {"model": "any"}
+        return epoch
+
+    def problems(self) -> list[str]:
+        return [line for line in self.lines if "not copied" in line or "not finished" in line]
+
+
+@pytest.fixture(autouse=True)
+def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody pulls the plug here, and to be safe from that takes nine tenths of the time."""
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """The folder on Drive that keeps runs."""
+    folder = tmp_path / "MyDrive" / "s8lib"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def machine(tmp_path: Path, kept: Path) -> Callable[..., Machine]:
+    """Makes machines, each with an empty disk unless it is given another's."""
+    disks = (tmp_path / f"disk{n}" for n in range(1000))
+    return lambda disk=None, **options: Machine(disk or next(disks), kept, **options)
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def dead_from(number: int) -> Callable[[Call], None]:
+    return lambda call: fails(errno.ENOTCONN, call.path) if call.number >= number else None
+
+
+def dead_once_new_best_is_on_its_way() -> Callable[[Call], None]:
+    dead = threading.Event()
+
+    def before(call: Call) -> None:
+        if dead.is_set() or (call.name == "write" and "best.new" in call.path.parts):
+            dead.set()
+            fails(errno.ENOTCONN, call.path)
+
+    return before
+
+
+def test_a_new_machine_has_everything_from_the_drive(machine: Callable[..., Machine]) -> None:
+    old = machine()
+    old.run.write_json("recipe.json", {"lr_peak": 0.1})
+    old.save(1, 2, 3, best_at=(1, 2))
+    (old.run.path / "graph.jpg").write_bytes(b"a picture")
+    assert old.run.sync()
+    new = machine()
+    assert new.resumed() == 3
+    assert new.best() == 2
+    for name in ("recipe.json", "graph.jpg", "epoch_log.csv"):
+        assert (new.run.path / name).read_bytes() == (old.run.path / name).read_bytes()
+    new.save(4)
+    assert new.run.sync()
+    assert machine().resumed() == 4
+
+
+def test_the_folder_on_drive_is_itself_a_run_folder(machine: Callable[..., Machine], kept: Path) -> None:
+    here = machine()
+    for last in range(1, 9):
+        here.save(last, best_at=(1, 2, 3, 4, 5))
+        here.run.sync()
+        there = RunFolder(kept / "run")
+        assert there.last_epoch() == last
+        found = there.best_weights()
+        assert found is not None
+        assert found[0] == min(last, 5)
+    assert there.best == found[1]
+    assert not (kept / "run" / "best.new").exists()
+    assert there.resume()["epoch"] == 8
+
+
+def test_rotation_keeps_the_newest_five_and_empties_before_it_deletes(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    with FaultyDrive(kept).installed() as drive:
+        one = machine()
+        one.save(*range(1, 6))
+        one.run.sync()
+        other = machine()  # rotation goes by what is on Drive, not by what this machine has
+        assert other.resumed() == 5
+        other.save(6, 7)
+        other.run.sync()
+    assert checkpoints(kept / "run") == [f"epoch_{epoch:03d}.pt" for epoch in range(3, 8)]
+    assert drive.trash == 0
+    for name in ("epoch_001.pt", "epoch_002.pt"):
+        assert [call.name for call in drive.calls if call.path.name == name][-3:] == ["open wb", "close", "unlink"]
+
+
+def test_what_is_there_is_not_copied_again(machine: Callable[..., Machine], kept: Path) -> None:
+    with FaultyDrive(kept).installed() as drive:
+        here = machine()
+        here.save(1, 2, 3, best_at=(1,))
+        here.run.sync()
+        written = [call.path.name for call in drive.calls if call.name == "open wb"]
+        assert written.count("model.safetensors") == 1
+        assert all(written.count(f"epoch_00{epoch}.pt") == 1 for epoch in (1, 2, 3))
+        before = len(drive.calls)
+        here.run.sync()
+        assert not [call for call in drive.calls[before:] if call.name == "open wb"]
+
+
+@pytest.mark.parametrize(
+    ("best_at", "broken"), [((2,), None), ((2, 6), None), ((2,), MANIFESTS[0]), ((2,), MANIFESTS[1])]
+)
+def test_a_cut_at_any_call_leaves_the_newest_save_or_the_one_before(
+    tmp_path: Path, machine: Callable[..., Machine], kept: Path, best_at: tuple[int, ...], broken: str | None
+) -> None:
+    before = machine()
+    before.save(*range(1, 6), best_at=best_at)
+    before.run.sync()
+    if broken:  # by an earlier cut
+        os.truncate(kept / "run" / broken, 20)
+    states = {path: tmp_path / f"{name}-before" for name, path in (("drive", kept), ("disk", before.run.path))}
+    for path, copy in states.items():
+        shutil.copytree(path, copy)
+    seen, number = [], 0
+    while not seen or seen[-1] != "whole":
+        number += 3 if broken else 1  # to save time
+        for path, copy in states.items():
+            shutil.rmtree(path)
+            shutil.copytree(copy, path)
+        here = machine(before.run.path.parent)
+        with FaultyDrive(kept, dead_from(number)).installed() as drive:
+            here.save(6, best_at=best_at)
+            here.run.mirror._outcome()
+        new = machine()
+        epoch = new.resumed()
+        assert epoch in (5, 6), f"cut at {drive.calls[number - 1]}"
+        best = best_at[-1] if epoch == 6 else 2
+        assert new.best() == best or (new.best() == 2 and new.run.checkpoint(best)), "best has its checkpoint"
+        if number % 5 == 0:
+            new.save(epoch + 1)
+            assert new.run.sync()
+            assert machine().resumed() == epoch + 1
+        seen.append("whole" if len(drive.calls) < number else epoch)
+    assert {5, 6, "whole"} == set(seen)
+    assert seen == sorted(seen[:-1]) + ["whole"]
+
+
+def test_a_cut_in_the_first_copy_starts_over_or_goes_on(machine: Callable[..., Machine], kept: Path) -> None:
+    found, number = [], 0
+    while not found or found[-1] != "whole":
+        number += 1
+        shutil.rmtree(kept)
+        kept.mkdir()
+        with FaultyDrive(kept, dead_from(number)).installed() as drive:
+            here = machine()
+            here.save(1, best_at=(1,))
+            here.run.mirror._outcome()
+        found.append("whole" if len(drive.calls) < number else machine().resumed())
+    assert set(found) == {None, 1, "whole"}
+
+
+def test_one_manifest_may_be_cut_or_changed_at_any_byte(machine: Callable[..., Machine], kept: Path) -> None:
+    here = machine()
+    here.save(1, 2, best_at=(1,))
+    here.run.sync()
+    old = (kept / "run" / MANIFESTS[0]).read_bytes()
+    here.save(3)
+    here.run.sync()
+    new = (kept / "run" / MANIFESTS[0]).read_bytes()
+    for length in range(len(new)):
+        assert _unseal(new[:length]) is None
+        assert _unseal(new[:length] + b"#" + new[length + 1 :]) is None
+    for cut_one, whole_one in (MANIFESTS, MANIFESTS[::-1]):
+        (kept / "run" / whole_one).write_bytes(old)
+        for length in (0, 1, len(new) // 2, len(new) - 1):
+            (kept / "run" / cut_one).write_bytes(new[:length])
+            assert len(DriveFolder(kept / "run").read()["checkpoints"]) == 2
+        (kept / "run" / cut_one).write_bytes(new)
+        assert len(DriveFolder(kept / "run").read()["checkpoints"]) == 3
+
+
+def test_a_drive_that_disconnects_and_comes_back_costs_lines_and_nothing_else(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    with FaultyDrive(kept, disconnecting(errno.ENOTCONN, after_checkpoints=2, copies=3)).installed():
+        here = machine()
+        here.save(1, 2, 3, 4, 5, 6, 7, best_at=(1, 4))
+        here.run.sync()
+    assert [re.findall(r"epoch (\d)", line)[0] for line in here.problems()] == ["3", "4", "5"]
+    assert all("[Errno 107]" in line and "\n" not in line for line in here.problems())
+    assert sum("works again" in line for line in here.lines) == 1
+    new = machine()
+    assert new.resumed() == 7
+    assert new.best() == 4
+
+
+def test_best_weights_whose_checkpoint_is_gone_reach_the_drive_before_what_names_them(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    here = machine()
+    here.save(1, best_at=(1,))
+    here.run.sync()
+    with FaultyDrive(kept, dead_from(1)).installed():
+        here.save(*range(2, 10), best_at=(3,))  # epoch 3 is rotated away meanwhile
+        here.run.mirror._outcome()
+    with FaultyDrive(kept, dead_once_new_best_is_on_its_way()).installed():
+        here.run.sync()
+    new = machine()
+    assert (new.resumed(), new.best()) == (1, 1), "an older save, but a whole one"
+    here.run.sync()
+    new = machine()
+    assert (new.resumed(), new.best()) == (9, 3)
+
+
+def test_a_drive_that_never_comes_back_does_not_stop_training_and_is_said_to_lack_the_run(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    with FaultyDrive(kept, dead_from(200)).installed():
+        here = machine()
+        for epoch in range(1, 9):
+            here.save(epoch)
+        with here.run.lock():
+            pass
+        assert not here.run.sync()
+    assert "on this machine only" in here.lines[-1]
+    assert here.resumed() == 8
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+def test_a_damaged_newest_checkpoint_on_drive_is_passed_over(
+    machine: Callable[..., Machine], kept: Path, damage: str
+) -> None:
+    old = machine()
+    old.save(1, 2, 3, best_at=(2, 3))
+    old.run.sync()
+    newest = kept / "run" / "checkpoints" / "epoch_003.pt"
+    if damage == "truncated":
+        os.truncate(newest, 100)
+    elif damage == "changed":
+        newest.write_bytes(newest.read_bytes()[:-1] + b"#")
+    else:
+        newest.unlink()
+    new = machine()
+    assert new.resumed() == 2
+    assert sum("epoch_003.pt is damaged there" in line for line in new.lines) == 1
+    assert new.best() is None, "best is of an epoch that is lost"
+    assert new.run.checkpoint(1) is not None, "the best before it may be here only"
+    new.save(3, best_at=(3,))
+    assert new.run.sync()
+    last = machine()
+    assert (last.resumed(), last.best()) == (3, 3)
+
+
+def test_a_drive_on_which_nothing_is_intact_is_an_error_and_never_a_fresh_start(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    old = machine()
+    old.save(1, 2)
+    old.run.sync()
+    for path in (kept / "run" / "checkpoints").iterdir():
+        os.truncate(path, 10)
+    with pytest.raises(RunError, match="none of the checkpoints there is intact"):
+        machine().resumed()
+    for name in MANIFESTS:
+        os.truncate(kept / "run" / name, 10)
+    with pytest.raises(RunError, match="no manifest that is whole"):
+        machine().resumed()
+    again = machine(old.run.path.parent)
+    assert again.resumed() == 2, "what is on the machine counts"
+    again.save(3)
+    assert not again.run.sync(), "what cannot be read is not overwritten"
+
+
+def test_writes_that_vanish_are_made_again(tmp_path: Path, machine: Callable[..., Machine], kept: Path) -> None:
+    here = machine()
+    here.save(1, 2, best_at=(1,))
+    here.run.sync()
+    shutil.copytree(kept, tmp_path / "earlier")
+    here.save(3, best_at=(3,))
+    here.run.sync()
+    shutil.rmtree(kept)
+    shutil.copytree(tmp_path / "earlier", kept)  # as if the copy of epoch 3 had never arrived
+    here.save(4)
+    assert here.run.sync()
+    new = machine()
+    assert (new.resumed(), new.best()) == (4, 3)
+
+
+def test_what_was_written_before_a_disconnect_is_looked_at_again(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    def no_manifest_with_new_best(call: Call) -> None:
+        if call.name == "open wb" and call.path.name in MANIFESTS and weights.exists():
+            fails(errno.ENOTCONN, call.path)
+
+    weights = kept / "run" / "best.new" / "model.safetensors"
+    here = machine()
+    here.save(1, best_at=(1,))
+    here.run.sync()
+    with FaultyDrive(kept, no_manifest_with_new_best).installed():
+        here.save(2, best_at=(2,))
+        assert not here.run.sync()
+    weights.write_bytes(bytes(CHECKPOINT))  # the size has arrived, the bytes have not
+    here.run.sync()
+    new = machine()
+    assert (new.resumed(), new.best()) == (2, 2)
+
+
+def test_a_write_that_reads_back_as_something_else_does_not_count(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    def shorten(call: Call) -> None:
+        if call.name == "close" and call.path.name == "epoch_002.pt":
+            os.truncate(call.path, call.path.stat().st_size - 1)
+
+    here = machine()
+    here.save(1)
+    here.run.sync()
+    with FaultyDrive(kept, shorten).installed():
+        here.save(2)
+        assert not here.run.sync()
+    assert "epoch_002.pt reads back as something else" in here.lines[-1]
+    assert machine().resumed() == 1
+
+
+def test_a_full_drive_gives_up_old_checkpoints_but_never_the_only_good_one(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    with FaultyDrive(kept, quota=4 * CHECKPOINT).installed() as drive:
+        here = machine()
+        here.save(1, 2, 3, 4)
+        assert here.run.sync()
+        assert 1 <= len(checkpoints(kept / "run")) < 4
+        assert checkpoints(kept / "run")[-1] == "epoch_004.pt"
+        (kept / "holiday.mp4").write_bytes(bytes(max(0, drive.room())))  # somebody else fills the rest
+        drive.quota -= 3 * CHECKPOINT
+        here.save(5, 6)
+        assert not here.run.sync()
+        assert "[Errno 28]" in here.lines[-1]
+        assert machine().resumed() == 4, "the only good one"
+        (kept / "holiday.mp4").unlink()
+        drive.quota = None
+        here.save(7)
+        assert here.run.sync()
+    assert machine().resumed() == 7
+
+
+def test_a_disk_that_is_really_full_is_used_again_when_there_is_room(
+    tmp_path: Path, machine: Callable[..., Machine], kept: Path
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={8 * CHECKPOINT}", "tmpfs", kept]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a small filesystem to fill")
+    try:
+        here = machine()
+        here.save(1, 2)
+        assert here.run.sync()
+        filling = kept / "holiday.mp4"
+        with pytest.raises(OSError, match="No space left"):
+            filling.write_bytes(bytes(100 * CHECKPOINT))
+        here.save(3)
+        here.run.sync()
+        assert machine().resumed() in (2, 3)
+        filling.unlink()
+        here.save(4)
+        assert here.run.sync()
+        assert machine().resumed() == 4
+    finally:
+        subprocess.run(["umount", kept], check=True)
+
+
+def test_a_hanging_drive_does_not_stop_training(machine: Callable[..., Machine], kept: Path) -> None:
+    release = threading.Event()
+
+    def hang(call: Call) -> None:
+        if call.name == "write" and call.path.name == "epoch_002.pt":
+            release.wait(60)
+
+    with FaultyDrive(kept, hang).installed() as drive:
+        here = machine(patience=0.3)
+        here.save(1)
+        here.run.sync()
+        here.save(2, 3, 4)
+        assert not here.run.sync()
+        assert len(here.problems()) == 3
+        assert not [call for call in drive.calls if call.path.name in ("epoch_003.pt", "epoch_004.pt")]
+        assert here.resumed() == 4
+        release.set()
+        for thread in threading.enumerate():
+            if thread.name == "copy to Google Drive":
+                thread.join(60)
+        here.save(5)
+        assert here.run.sync()
+    assert machine().resumed() == 5
+
+
+def test_stopping_by_hand_waits_for_no_copy(machine: Callable[..., Machine], kept: Path) -> None:
+    def interrupted(machine: Machine) -> None:
+        with machine.run.lock():
+            machine.save(1)
+            raise KeyboardInterrupt
+
+    release = threading.Event()
+    with FaultyDrive(kept, lambda call: release.wait(60) and None).installed():
+        here = machine()
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(here)
+        assert not here.run.mirror._drive.manifest["checkpoints"]
+        release.set()
+        again = machine()
+        assert again.resumed() == 1, "the copy that was under way is waited for, then read"
+
+
+def test_the_newer_of_machine_and_drive_is_resumed(
+    tmp_path: Path, machine: Callable[..., Machine], kept: Path
+) -> None:
+    first = machine()
+    first.save(1, 2)
+    first.run.sync()
+    second = machine()
+    assert second.resumed() == 2
+    second.save(3, 4, best_at=(3,))
+    second.run.sync()
+    again = machine(first.run.path.parent)
+    assert again.resumed() == 4, "the Drive is newer"
+    assert again.best() == 3
+    shutil.copytree(kept, tmp_path / "earlier")
+    again.save(5)
+    again.run.sync()
+    shutil.rmtree(kept)
+    shutil.copytree(tmp_path / "earlier", kept)
+    once_more = machine(first.run.path.parent)
+    assert once_more.resumed() == 5, "the machine is newer"
+    assert once_more.run.sync()
+    assert machine().resumed() == 5
+
+
+def test_two_different_runs_are_refused_and_stay_as_they_are(machine: Callable[..., Machine], kept: Path) -> None:
+    other = {**IDENTITY, "recipe": {"name": "mine", "lr_peak": 0.2}}
+    there, here = machine(), machine()
+    there.save(1, 2)
+    there.run.sync()
+    with FaultyDrive(kept, dead_from(1)).installed():
+        here.save(1, 2, 3, identity=other)
+        here.run.mirror._outcome()
+    before = files(kept), files(here.run.path)
+    with pytest.raises(RunError, match=r"different runs \(recipe lr_peak is 0.1 there and 0.2 here\)"):
+        here.resumed()
+    assert not here.run.sync(), "nor is the Drive's overwritten where a resume could not read it"
+    assert (files(kept), files(here.run.path)) == before
+
+
+def test_runs_that_differ_in_name_or_in_what_only_one_version_knows_are_one_run(
+    machine: Callable[..., Machine],
+) -> None:
+    old = machine()
+    old.save(1)
+    old.run.sync()
+    old.save(2, identity={"recipe": {"name": "other", "lr_peak": 0.1, "new": 3}, "model": {"name": "wrn-10-1"}})
+    assert old.resumed() == 2
+    assert old.run.sync()
+
+
+def test_a_drive_that_cannot_be_read_is_no_reason_to_start_over(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    old = machine()
+    old.save(1, 2)
+    old.run.sync()
+    new = machine(old.run.path.parent)
+    further = machine()
+    assert further.resumed() == 2
+    further.save(3, 4)
+    further.run.sync()
+    on_drive = files(kept)
+    with FaultyDrive(kept, lambda call: fails(errno.EIO, call.path)).installed():
+        with pytest.raises(RunError, match=r"cannot be read \(\[Errno 5\].*must not start over"):
+            machine().resumed()
+        assert new.resumed() == 2
+    assert "cannot be read" in new.lines[-1]
+    assert "going on from epoch 2" in new.lines[-1]
+    new.save(3)
+    assert not new.run.sync()
+    assert "epoch_004.pt: start again to go on from it" in new.lines[-1]
+    assert files(kept) == on_drive, "a newer save is not overwritten by an older one"
+    assert machine(old.run.path.parent).resumed() == 4
+
+
+def test_a_run_that_trained_in_the_folder_on_drive_itself_is_left_alone(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    here = machine()
+    here.save(1)
+    here.run.sync()
+    RunFolder(kept / "run").save(2, {"epoch": 2}, "log\n")
+    before = files(kept)
+    here.save(2)
+    assert not here.run.sync()
+    with pytest.raises(RunError, match="trained in this very folder"):
+        machine().resumed()
+    assert files(kept) == before
+
+
+def test_nothing_is_made_where_the_drive_was(machine: Callable[..., Machine], kept: Path) -> None:
+    here, other = machine(), machine()
+    here.save(1)
+    here.run.sync()
+    shutil.rmtree(kept)
+    here.save(2, 3)
+    assert not here.run.sync()
+    with pytest.raises(RunError, match="cannot be read"):
+        other.resumed()
+    with pytest.raises(RunError, match="is not there: mount Google Drive"):
+        machine()
+    assert not kept.exists()
+
+
+def test_reports_written_after_training_follow_and_half_written_files_do_not(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    here = machine()
+    here.save(1)
+    here.run.sync()
+    (here.run.path / "report.json").write_text("{}")
+    (here.run.path / "graph.jpg.partial").write_text("half")
+    assert here.run.sync()
+    assert (kept / "run" / "report.json").read_text() == "{}"
+    (here.run.path / "report.json").write_text('{"top1": 80}')
+    assert here.run.sync()
+    assert (kept / "run" / "report.json").read_text() == '{"top1": 80}'
+    assert not list(kept.rglob("*.partial"))
+    assert machine().resumed() == 1
+
+
+# Real training ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny: s8.Cifar100) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, tiny, recipe=SHORT, precision="fp32")
+    return outcome(folder)
+
+
+@pytest.mark.parametrize("fault", [None, "disconnecting", "truncated", "full", "dead before best"])
+def test_a_run_resumed_from_the_drive_alone_equals_the_uninterrupted_one(
+    tmp_path: Path, kept: Path, tiny: s8.Cifar100, uninterrupted: dict[str, Any], fault: str | None
+) -> None:
+    def run(disk: str) -> RunFolder:
+        return RunFolder(tmp_path / disk, lines.append, DriveMirror(kept / "run"))
+
+    lines: list[str] = []
+    drive = FaultyDrive(kept)
+    if fault == "disconnecting":
+        drive = FaultyDrive(kept, disconnecting(errno.ENOTCONN, after_checkpoints=1, copies=1))
+    elif fault == "dead before best":
+        drive = FaultyDrive(kept, dead_once_new_best_is_on_its_way())
+    elif fault == "full":
+        drive = FaultyDrive(kept, quota=2_000_000)
+    with drive.installed():
+        with pytest.raises(Cut):
+            train(run("lost"), tiny, recipe=SHORT, cut_after=3, precision="fp32")
+        run("waiting").mirror._outcome()
+        newest = sorted((kept / "run" / "checkpoints").iterdir())[-1]
+        if fault == "truncated":
+            os.truncate(newest, 1000)
+        shutil.rmtree(tmp_path / "lost")
+        drive.before = lambda call: None
+        log = train(run("new"), tiny, recipe=SHORT, model=small_model(seed=99), precision="fp32")
+    assert len(log) == 4
+    found = outcome(tmp_path / "new")
+    assert_same_bits(found | {"kept": None}, uninterrupted | {"kept": None})
+    assert "holds the checkpoints of epochs" in lines[-1]
