@@ -1,4 +1,4 @@
-"""The command line: `python -m s8lib train` and `evaluate`, in the vocabulary of the library."""
+"""The command line: `python -m s8lib train`, `evaluate`, `report`, `publish`, in the library's vocabulary."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from s8lib.data import Cifar100, DataError
 from s8lib.defaults import choose_data, choose_recipe, run_name
 from s8lib.epoch_log import EpochLog
 from s8lib.hardware import DeviceError, pick_device
+from s8lib.hub import UPLOAD_LIMIT, HubError, HubPublisher
 from s8lib.metrics import Metrics, evaluate
 from s8lib.models import build_model, load_model
 from s8lib.presets import PRESETS
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too
     try:
         options.command(options)
-    except (RecipeError, ModelError, DataError, DeviceError, RunError) as error:
+    except (RecipeError, ModelError, DataError, DeviceError, RunError, HubError) as error:
         return _say_error(error, BAD_INPUT)
     except (NonFiniteLoss, OSError) as error:
         return _say_error(error, FAULT)
@@ -59,14 +60,18 @@ def _train(options: argparse.Namespace) -> None:
     recipe = _recipe(options, device)
     data = choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
     model = build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
-    run = options.run or Path("runs", run_name(recipe, data))
+    run, hub = RunFolder(options.run or Path("runs", run_name(recipe, data))), None
     if os.environ.get("RANK", "0") == "0":
-        print(f"run folder: {run}")
+        print(f"run folder: {run.path}")
+        if options.hub_repo:
+            hub = HubPublisher(options.hub_repo, private=options.hub_private)
+            hub.fetch(run)
     train(
         recipe,
         model,
         data,
-        run=RunFolder(run),
+        run=run,
+        hub=hub,
         device=device,
         precision=options.precision,
         compile=options.compile,
@@ -100,6 +105,28 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(_table(metrics, data))
     if options.json:
         options.json.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n", encoding="utf-8")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from s8lib import report  # here: matplotlib is slow to load
+
+    data = choose_data(options.data) if options.data else None
+    if data is None:
+        print("without --data nothing is measured, and the pictures that show images are left out")
+    run = RunFolder(options.run)
+    report.write(
+        run,
+        data,
+        target=options.target,
+        film=not options.no_video,
+        device=pick_device(options.device),
+        precision=options.precision,
+    )
+    print(report.contents(run))
+
+
+def _publish(options: argparse.Namespace) -> None:
+    HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT).publish(RunFolder(options.run))
 
 
 def _table(metrics: Metrics, data: Cifar100) -> str:
@@ -154,6 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--compile", default="auto", help="torch.compile: auto, on or off")
     add("--deterministic", action="store_true", help="equal runs are equal to the bit on a GPU too; slower")
     add("--sync-batchnorm", action="store_true", help="normalise over all ranks' images; several GPUs only")
+    add("--hub-repo", metavar="USER/NAME", help="publish there; an empty run folder goes on from what it holds")
+    add("--hub-private", action="store_true", help="if that repository has to be made, make it private")
     command.set_defaults(command=_train)
 
     command = commands.add_parser("evaluate", parents=[common], help="measure saved weights on the test set")
@@ -162,6 +191,19 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write every number here")
     command.set_defaults(command=_evaluate)
+
+    command = commands.add_parser("report", parents=[common], help="draw, film and tabulate what a run left")
+    add = command.add_argument
+    add("--run", type=Path, metavar="DIR", required=True, help="the run's folder; everything is written there")
+    add("--target", type=float, metavar="PERCENT", help="a test accuracy to draw as a line")
+    add("--no-video", action="store_true", help="leave out epoch_log.mov")
+    command.set_defaults(command=_report)
+
+    command = commands.add_parser("publish", help="send what a run holds to the Hugging Face Hub")
+    command.add_argument("--run", type=Path, metavar="DIR", required=True, help="the run's folder")
+    command.add_argument("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
+    command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")
+    command.set_defaults(command=_publish)
     return parser
 
 

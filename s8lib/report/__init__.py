@@ -12,7 +12,7 @@ from s8lib.report.style import save
 from s8lib.report.summary import MissingPackage, summary
 from s8lib.report.tables import contents, epoch_table
 from s8lib.report.video import video
-from s8lib.report.write import write
+from s8lib.report.write import write, write_log
 
 __all__ = [
     "Evaluation",
@@ -35,4 +35,5 @@ __all__ = [
     "video",
     "worst_classes",
     "write",
+    "write_log",
 ]

@@ -63,7 +63,8 @@ class CurvesPlot:
             accuracy.annotate(
                 f"target {target:g}%", (0, target), (6, 3), textcoords="offset points", color=PURPLE, weight="bold"
             )
-        marks: dict[str, Any] = {"marker": "o", "markersize": 4} if recipe.epochs <= 30 else {}
+        # In a long recipe only the last epoch is marked: it shows where a run is, and that epoch 1 is there at all.
+        marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": None if recipe.epochs <= 30 else [-1]}
         # Not clipped, so that marks on the border are whole; not in the layout, which an empty line would upset.
         free: dict[str, Any] = {"clip_on": False, "in_layout": False}
         self._lines = {

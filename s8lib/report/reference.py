@@ -18,9 +18,9 @@ def reference_runs(folder: str | Path = "results") -> None:
         recipe = Recipe.load(path.parent / "recipe.json")
         folder_of_run = RunFolder(path.parent)
         machine = folder_of_run.read_json("environment.json", default=[{}])[-1]
-        commit = folder_of_run.read_json("report.json", default={}).get("commit") or "not recorded"
+        commit = str(folder_of_run.read_json("report.json", default={}).get("commit", "unrecorded"))[:10]
         print(f"{recipe.name}, {recipe.model}, seed {recipe.seed}: {EpochLog.read(path).summary()}")
-        print(f"    on {_hardware(machine)}, torch {machine.get('torch')}, commit {commit[:10]}")
+        print(f"    on {_hardware(machine)}, torch {machine.get('torch')}, commit {commit}")
     for graph in sorted(Path(folder).rglob("graph.jpg")):
         from IPython.display import Image, display
 

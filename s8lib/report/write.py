@@ -14,7 +14,7 @@ import torch
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.data import Cifar100
 from s8lib.epoch_log import EpochLog, selector
-from s8lib.models import Network, load_model
+from s8lib.models import Network, build_model, load_model
 from s8lib.recipe import Recipe
 from s8lib.report.architecture import architecture
 from s8lib.report.curves import curves
@@ -55,31 +55,49 @@ def write(
     """
     run = RunFolder(run) if isinstance(run, str | Path) else run
     recipe, log, model = read(run)
-    written = {"graph.jpg": save(curves(log, recipe, target), run.path / "graph.jpg")}
-    written["schedule.png"] = save(schedule(recipe), run.path / "schedule.png")
-    try:
-        written["param_1.png"], written["param_2.png"] = architecture(model, run.path)
-    except MissingPackage as error:
-        say(f"param_1.png and param_2.png are left out: {error}")
     measured = None
+    pictures = {"schedule.png": schedule(recipe)}
     if data is not None:
         measured = evaluation(model, data, device, precision)
-        for name, figure in {
+        pictures |= {
             "samples.png": sample_grid(data, recipe),
             "confusion.png": superclass_confusion(measured),
             "worst_classes.png": worst_classes(measured),
             "mistakes.png": confident_mistakes(measured),
             "reliability.png": reliability(measured),
-        }.items():
-            written[name] = save(figure, run.path / name)
-    run.write_json("report.json", report(run, recipe, log, model, measured))
-    written["report.json"] = run.path / "report.json"
+        }
+    written = write_log(run, log, target, measured)
+    written |= {name: save(figure, run.path / name) for name, figure in pictures.items()}
+    try:
+        written["param_1.png"], written["param_2.png"] = architecture(model, run.path)
+    except MissingPackage as error:
+        say(f"param_1.png and param_2.png are left out: {error}")
     if film:
         try:
             written["epoch_log.mov"] = video(log, recipe, run.path / "epoch_log.mov")
         except MissingPackage as error:
             say(f"epoch_log.mov is left out: {error}")
     return written
+
+
+def write_log(
+    run: RunFolder, log: EpochLog, target: float | None = None, measured: Evaluation | None = None
+) -> dict[str, Path]:
+    """Write only what a log is enough for, graph.jpg and report.json; takes about a second.
+
+    What report.json holds of an earlier measurement of the same best epoch stays in it.
+    """
+    recipe = Recipe.load(run.path / "recipe.json")
+    numbers = numbers_of(run, recipe, log)
+    if measured is not None:
+        numbers["best_measured_again"] = _metrics(measured)
+    else:
+        before = run.read_json("report.json", default={})
+        if "best_measured_again" in before and before["best"]["epoch"] == log.best.epoch:
+            numbers["best_measured_again"] = before["best_measured_again"]
+    run.write_json("report.json", numbers)
+    graph = save(curves(log, recipe, target), run.path / "graph.jpg")
+    return {"report.json": run.path / "report.json", "graph.jpg": graph}
 
 
 def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
@@ -95,11 +113,10 @@ def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
     return Recipe.load(run.path / "recipe.json"), log, load_model(best[1])
 
 
-def report(
-    run: RunFolder, recipe: Recipe, log: EpochLog, model: Network, measured: Evaluation | None = None
-) -> dict[str, Any]:
-    """Every number of a run, as report.json holds it: percent, nats, seconds, images/s."""
-    found: dict[str, Any] = {
+def numbers_of(run: RunFolder, recipe: Recipe, log: EpochLog) -> dict[str, Any]:
+    """What report.json holds of a log: percent, nats, seconds, images/s."""
+    model = build_model(recipe.model)
+    return {
         "format": FORMAT,
         "recipe": recipe.to_dict(),
         "model": {"name": model.name, "parameters": sum(p.numel() for p in model.parameters())},
@@ -111,9 +128,9 @@ def report(
         "minutes": sum(row.seconds for row in log) / 60,
         "images_per_s": statistics.median(row.images_per_s for row in log),
     }
-    if measured is not None:
-        numbers = dataclasses.asdict(measured.metrics)
-        names = zip(measured.classes, numbers.pop("per_class"), strict=True)
-        numbers["per_class"] = {name: None if math.isnan(top1) else top1 for name, top1 in names}
-        found["best_measured_again"] = numbers
-    return found
+
+
+def _metrics(measured: Evaluation) -> dict[str, Any]:
+    numbers = dataclasses.asdict(measured.metrics)
+    names = zip(measured.classes, numbers.pop("per_class"), strict=True)
+    return numbers | {"per_class": {name: None if math.isnan(top1) else top1 for name, top1 in names}}

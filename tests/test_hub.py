@@ -1,0 +1,406 @@
+"""A run gets to the Hub, whole and of one moment, whatever the Hub does; training neither waits nor ends by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import s8lib as s8
+from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
+from tests.hub_runs import NAME, ROOT, Run, check_consistent, clients_of, in_process, until
+from tests.local_hub import LocalHub, serve
+from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, outcome, train
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub that the publisher's processes talk to: they inherit this environment, then import the client."""
+    monkeypatch.setattr("s8lib.hub.FIRST_PAUSE", 0.0)
+    with serve() as hub:
+        for name, value in hub.environment(tmp_path / "home").items():
+            monkeypatch.setenv(name, value)
+        yield hub
+        until(lambda: not clients_of(hub))
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+def publisher(lines: list[str], **options: Any) -> s8.HubPublisher:
+    return s8.HubPublisher(NAME, **{"token": WRITE, "say": lines.append, "wait": 60, **options})
+
+
+def test_25_epochs_leave_three_commits_each_a_consistent_set(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = Run(tmp_path / "run"), publisher(lines)
+    for stop in (10, 20):
+        run.epochs(stop, publishing)
+        until(lambda stop=stop: len(hub.commits(NAME)) == stop // 10)
+        until(lambda: not clients_of(hub))
+    run.epochs(25, publishing)
+    publishing.finish(run.folder, run.log)
+    commits = hub.commits(NAME)
+    for commit, epoch in zip(commits, (10, 20, 25), strict=True):
+        check_consistent(commit, epoch, tmp_path)
+    assert [commit.title.split(":")[0] for commit in commits] == ["epoch 10", "epoch 20", "epoch 25"]
+    assert lines == [
+        f"epoch {epoch} is on the Hub: {hub.url}/{NAME}/commit/{commit.oid}"
+        for commit, epoch in zip(commits, (10, 20, 25), strict=True)
+    ]
+    assert run.content() == Run(tmp_path / "alone").epochs(25).content()
+    publishing.finish(run.folder, run.log)
+    assert len(hub.commits(NAME)) == 3  # nothing is sent twice
+
+
+def test_what_is_sent_is_of_one_moment_though_training_goes_on_meanwhile(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = Run(tmp_path / "run"), publisher(lines)
+    hub.fail("info", "slow", seconds=1.5)
+    run.epochs(10, publishing)
+    until(lambda: "info" in hub.requests)
+    run.epochs(16, publishing)
+    assert not (run.folder.checkpoints / "epoch_010.pt").exists()
+    publishing.finish(run.folder, run.log)
+    for commit, epoch in zip(hub.commits(NAME), (10, 16), strict=True):
+        check_consistent(commit, epoch, tmp_path)
+
+
+def test_a_failure_is_told_after_the_next_epoch_and_what_is_newest_by_then_is_sent(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = Run(tmp_path / "run"), publisher(lines)
+    hub.fail("commit", 503)
+    run.epochs(10, publishing)
+    until(lambda: "commit" in hub.requests and not clients_of(hub))
+    assert lines == []
+    run.epoch(publishing)
+    expected = f"epoch 10 could not be sent to {NAME} (the Hub answered 503, made to fail); it is tried again in"
+    assert lines == [f"{expected} 0 s or later"]
+    until(lambda: hub.commits(NAME) and not clients_of(hub))
+    run.epoch(publishing)
+    assert lines[1].startswith("epoch 11 is on the Hub")
+    check_consistent(hub.commits(NAME)[0], 11, tmp_path)
+
+
+FAILURES = [  # endpoint, what it does, what is said of it, and whether it is tried again before the next commit
+    ("commit", 401, "make a new one with write access at", False),
+    ("commit", 403, "give it write access at", False),
+    ("info", 404, "was it deleted or renamed?", False),
+    ("preupload", 413, "larger than the Hub takes", False),
+    ("lfs_put", 403, "give it write access at", False),
+    ("commit", 409, "the Hub answered 409, made to fail", True),
+    ("commit", 429, "tried again in 1 s or later", True),
+    ("commit", 500, "the Hub answered 500, made to fail", True),
+    ("commit", "reset", "", True),
+    ("info", "hang", "no answer from the Hub in 3 s", True),
+]
+
+
+def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
+    hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s8lib.hub.UPLOAD_LIMIT", 3.0)
+    run, publishing = Run(tmp_path / "run"), publisher(lines, every=1)
+    for endpoint, how, words, again in FAILURES:
+        hub.fail(endpoint, how, retry_after=1 if how == 429 else None)
+        run.epoch(publishing)
+        publishing.finish(run.folder, run.log)
+        failed, end = lines
+        assert failed.startswith(f"epoch {len(run.log)} could not be sent to {NAME} ("), (endpoint, how)
+        assert words in failed, (endpoint, how, failed)
+        assert "\n" not in failed
+        assert ("is on the Hub" if again else "is NOT on the Hub") in end, (endpoint, how)
+        lines.clear()
+    check_consistent(hub.commits(NAME)[-1], len(FAILURES), tmp_path)
+    assert run.content() == Run(tmp_path / "alone").epochs(len(FAILURES)).content()
+
+
+def test_what_is_damaged_here_is_told_and_not_sent(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
+    run, publishing = Run(tmp_path / "run").epochs(9), publisher(lines, wait=2)
+    weights = run.folder.best / "model.safetensors"
+    intact = weights.read_bytes()
+    weights.write_bytes(b"damaged")
+    run.epoch(publishing)
+    assert f"{weights} is damaged or missing" in lines[0]
+    weights.write_bytes(intact)
+    run.epochs(11)
+    (run.folder.checkpoints / "epoch_011.pt").write_bytes(b"damaged")
+    publishing.finish(run.folder, run.log)
+    assert "checkpoints/epoch_011.pt is not what the manifest says" in lines[1]
+    assert "is NOT on the Hub" in lines[-1]
+    assert hub.commits(NAME) == []
+
+
+def test_a_commit_of_someone_else_in_between_is_noticed(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
+    run, publishing = Run(tmp_path / "run"), publisher(lines, every=1)
+    hub.fail("preupload", "slow", seconds=1)
+    run.epoch(publishing)
+    until(lambda: "preupload" in hub.requests)
+    repo = hub.endpoints.repos[NAME]
+    theirs = {"checkpoints/epoch_007.pt": File(b"theirs", lfs=True)}
+    repo.commits.append(Commit("theirs", theirs, repo.head.oid))
+    publishing.finish(run.folder, run.log)
+    assert "the Hub answered 412, A commit has happened since" in lines[0]
+    assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["theirs", "epoch 1"]
+    check_consistent(hub.commits(NAME)[1], 1, tmp_path)
+
+
+def test_a_row_of_an_epoch_that_was_never_completely_saved_is_not_published(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run = Run(tmp_path / "run").epochs(3)
+    saved = run.content()["manifest.json"]
+    row = dataclasses.replace(run.log[-1], epoch=4, test_acc=99.0)
+    run.folder.write_text("epoch_log.csv", s8.EpochLog([*run.log, row]).to_csv())  # killed before the manifest
+    publisher(lines).publish(run.folder)
+    check_consistent(hub.commits(NAME)[0], 3, tmp_path)
+    assert run.content()["manifest.json"] == saved
+
+
+def test_an_answer_that_is_lost_does_not_make_a_second_commit(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = Run(tmp_path / "run").epochs(3), publisher(lines)
+    hub.fail("commit", "lost")
+    publishing.finish(run.folder, run.log)
+    assert "could not be sent" in lines[0]
+    assert lines[1] == f"epoch 3 is on the Hub: {hub.url}/{NAME}/commit/{hub.commits(NAME)[0].oid}"
+    assert len(hub.commits(NAME)) == 1
+
+
+def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_all_with_the_command_that_was_said(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    port = hub.server_port
+    hub.shutdown()
+    hub.server_close()
+    publishing = publisher(lines, wait=1)
+    assert f"{NAME} on the Hub is out of reach (" in lines[0]
+    run = Run(tmp_path / "my run").epochs(11, publishing)
+    publishing.finish(run.folder, run.log)
+    said = lines[-1].partition("epoch 11 is NOT on the Hub; send it with: python -m s8lib ")[2]
+    assert run.content() == Run(tmp_path / "alone").epochs(11).content()
+    with serve(port) as back:
+        code, output = finish(command(*shlex.split(said), HF_TOKEN=WRITE))
+        assert (code, output) == (
+            0,
+            f"epoch 11 is on the Hub: {back.url}/{NAME}/commit/{back.commits(NAME)[0].oid}\n",
+        )
+        check_consistent(back.commits(NAME)[0], 11, tmp_path)
+
+
+def test_finish_waits_no_longer_than_it_may_and_leaves_no_process(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = Run(tmp_path / "run").epochs(2), publisher(lines, wait=2)
+    hub.fail("*", "hang", times=100)
+    publishing.finish(run.folder, run.log)
+    assert [line.split(";")[0] for line in lines] == ["epoch 2 is NOT on the Hub"]
+    assert not clients_of(hub)
+    assert not (run.path / ".hub").exists()
+
+
+BAD = [
+    ({"token": "hf_nobodyKnows"}, "the Hub does not accept this token: make one with write access"),
+    ({"token": READ}, "this token may only read"),
+    ({"token": FINE_READ}, "this fine-grained token may not write to tester"),
+    ({"token": "hf_two words"}, "holds a character that no token of the Hub has"),
+    ({"repo_id": "nobody/net"}, "tester's, who cannot write to nobody: publish to tester/net or team/net"),
+    ({"repo_id": "net"}, "'net' is no name of a repository: write USER/NAME"),
+    ({"repo_id": "tester/a--b"}, "'tester/a--b' is no name of a repository"),
+    ({"every": 0}, "every = 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD, ids=[words[:20] for _, words in BAD])
+def test_what_cannot_be_published_with_is_an_error_before_training(
+    hub: LocalHub, lines: list[str], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(s8.HubError) as raised:
+        s8.HubPublisher(**{"repo_id": NAME, "token": WRITE, "say": lines.append, **options})
+    assert words in str(raised.value)
+    assert options.get("token", WRITE) not in str(raised.value)
+    assert (lines, hub.endpoints.repos) == ([], {})
+
+
+@pytest.mark.parametrize("token", [WRITE, FINE, OAUTH])
+def test_a_token_that_may_write_makes_the_repository(hub: LocalHub, lines: list[str], token: str) -> None:
+    publisher(lines, token=token, private=True)
+    assert (hub.endpoints.repos[NAME].private, lines) == (True, [])
+
+
+def test_without_a_token_training_for_the_hub_is_bad_input_and_nothing_is_changed(
+    hub: LocalHub, tmp_path: Path
+) -> None:
+    options = ("--data", "synthetic", "--model", "wrn-10-1", "--device", "cpu", "--run", tmp_path / "run")
+    code, output = finish(command("train", *options, "--hub-repo", NAME, HF_TOKEN=""))
+    assert code == 2
+    assert "error: publishing needs a token of the Hugging Face Hub: set HF_TOKEN" in output
+    assert not (tmp_path / "run").exists()
+
+
+# A process that trains and is interrupted: epoch 10 is under way to a Hub that hangs, and epoch 12 done.
+PUBLISHING = """
+from pathlib import Path
+from tests.hub_runs import NAME, Run
+import s8lib as s8, os, sys
+publishing = s8.HubPublisher(NAME)
+run = Run(Path(sys.argv[1])).epochs(12, publishing)
+print("training", flush=True)
+publishing.finish(run.folder, run.log)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stop_in_mid_upload_waits_for_nothing_loses_nothing_and_leaks_no_token(
+    hub: LocalHub, tmp_path: Path, lines: list[str], number: signal.Signals
+) -> None:
+    hub.fail("lfs_put", "hang", times=2)
+    environment = {**os.environ, "HF_TOKEN": WRITE, "PYTHONPATH": str(ROOT)}
+    script = [sys.executable, "-c", PUBLISHING, str(tmp_path / "run")]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        until(hub.hanging.is_set)
+        commands = clients_of(hub)
+        process.send_signal(number)
+        output = (first + process.stdout.read()).decode()
+    until(lambda: not clients_of(hub))  # the upload's process goes with the one that started it
+    hub.heal()
+    assert len(commands) == 1
+    assert "training" in output
+    assert (
+        number == signal.SIGKILL or "epoch 12 is NOT on the Hub; send it with: python -m s8lib publish" in output
+    )
+    publisher(lines).publish(s8.RunFolder(tmp_path / "run"))
+    check_consistent(hub.commits(NAME)[0], 12, tmp_path)
+    assert not (tmp_path / "run/.hub").exists()
+    assert WRITE not in output + "".join(lines + commands)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and WRITE.encode() in file.read_bytes()]
+
+
+def test_a_token_that_the_hub_repeats_in_its_answer_is_not_said(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = Run(tmp_path / "run").epochs(1), publisher(lines)
+    hub.fail("commit", 403, message=f"Bearer {WRITE} may not do this")
+    publishing.finish(run.folder, run.log)
+    assert "Bearer <token> may not do this" in lines[0]
+    assert WRITE not in "".join(lines)
+
+
+FETCH = """
+import s8lib as s8
+out = []
+for repo_id, path in wanted:
+    try:
+        out.append([s8.hub.fetch_run(repo_id, s8.RunFolder(path), token), ""])
+    except (s8.HubError, ConnectionError) as error:
+        out.append([type(error).__name__, str(error)])
+"""
+
+
+def fetch(hub: LocalHub, tmp_path: Path, *wanted: tuple[str, Path]) -> list[list[Any]]:
+    return in_process(hub, tmp_path / "another home", FETCH, wanted=wanted)
+
+
+def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_uninterrupted_run(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    settings = {"batch_size": 500, "image_size": 8}
+    recipe = s8.choose_recipe("quick", model=MODEL, epochs=2, device="cpu").with_settings(settings)
+    data = s8.choose_data("synthetic")
+    train(tmp_path / "whole", data, recipe=recipe)
+    with pytest.raises(Cut):
+        train(tmp_path / "lost", data, recipe=recipe, cut_after=1)
+    publisher(lines).publish(s8.RunFolder(tmp_path / "lost"))
+    options = ["--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--epochs", 2, "--device", "cpu"]
+    options += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    new = tmp_path / "new"
+    code, output = finish(command("train", *options, "--run", new, "--hub-repo", NAME, HF_TOKEN=FINE))
+    assert code == 0, output
+    first, second = hub.commits(NAME)
+    assert f"{new} was empty: it now holds epoch 1 of {NAME} on the Hub, commit {first.oid[:7]}" in output
+    assert "epoch   1/2" not in output
+    assert output.splitlines()[-1] == f"epoch 2 is on the Hub: {hub.url}/{NAME}/commit/{second.oid}"
+    assert_same_bits(outcome(new), outcome(tmp_path / "whole"))
+    with pytest.raises(s8.RunError, match="this run folder holds another run: recipe seed is 0 there and 4 here"):
+        train(new, data, recipe=dataclasses.replace(recipe, seed=4))
+
+
+def test_only_a_whole_run_is_fetched(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
+    run, publishing = Run(tmp_path / "run").epochs(2), publisher(lines)
+    publishing.finish(run.folder, run.log)
+    repos, whole = hub.endpoints.repos, hub.commits(NAME)[0]
+    manifest = json.loads(whole.files["manifest.json"].content)
+    outside = manifest | {"checkpoints": {"../../x.pt": manifest["checkpoints"]["epoch_002.pt"]}}
+    damages = [
+        ("model.safetensors", b"damaged", "model.safetensors on the Hub is not what its manifest.json says"),
+        ("checkpoints/epoch_002.pt", b"damaged", "checkpoints/epoch_002.pt on the Hub is not what its manifest"),
+        ("manifest.json", b"{}", "manifest.json on the Hub is not that of a run"),
+        ("manifest.json", json.dumps(outside).encode(), "'../../x.pt' is no checkpoint"),
+    ]
+    for number, (name, content, _) in enumerate(damages):
+        files = {**whole.files, name: File(content, whole.files[name].lfs)}
+        repos[f"tester/damaged-{number}"] = Repo(commits=[Commit("damaged", files, "")])
+    repos["tester/empty"] = Repo()
+    names = [f"tester/damaged-{number}" for number in range(4)] + ["tester/empty", "tester/none", NAME]
+    new = tmp_path / "new"
+    *refused, empty, none, fetched, again = fetch(hub, tmp_path, *((name, new) for name in [*names, NAME]))
+    for (kind, message), (_, _, words) in zip(refused, damages, strict=True):
+        assert (kind, words in message) == ("HubError", True), message
+    assert (empty, none[0], fetched, again) == ([False, ""], "HubError", [True, ""], [False, ""])
+    assert s8.RunFolder(new).best_weights() == (2, new / "best")
+    assert sorted(path.name for path in new.iterdir() if path.name != ".lock") == sorted(
+        path.name for path in run.path.iterdir() if path.name != ".lock"
+    )
+
+
+def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    publishing = publisher(lines)
+    ahead = Run(tmp_path / "ahead").epochs(20)
+    publishing.finish(ahead.folder, ahead.log)
+    again = Run(tmp_path / "again").epochs(10, publishing)
+    publishing.finish(again.folder, again.log)
+    assert "it holds epoch 20 of this very recipe, and is not set back" in lines[1]
+    assert "epoch 10 is NOT on the Hub" in lines[2]
+    other = Run(tmp_path / "other", dataclasses.replace(RECIPE, seed=9)).epochs(10)
+    publishing.finish(other.folder, other.log)
+    assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["epoch 20", "epoch 10"]
+    check_consistent(hub.commits(NAME)[1], 10, tmp_path)
+
+
+@pytest.mark.skipif(
+    "S8_LIVE_HF_TOKEN" not in os.environ, reason="S8_LIVE_HF_TOKEN, a token with write access, is not set"
+)
+def test_live_on_the_real_hub(tmp_path: Path, lines: list[str]) -> None:
+    """Publishes to a private repository of the token's owner, fetches, and deletes it; by Xet, where installed."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=os.environ["S8_LIVE_HF_TOKEN"])
+    name = f"{api.whoami()['name']}/s8lib-live-test-{os.getpid()}"
+    run = Run(tmp_path / "run").epochs(3)
+    try:
+        publishing = s8.HubPublisher(name, token=api.token, private=True, say=lines.append)  # type: ignore[arg-type]
+        publishing.finish(run.folder, run.log)
+        assert lines[-1].startswith("epoch 3 is on the Hub: https://"), lines
+        assert s8.hub.fetch_run(name, s8.RunFolder(tmp_path / "back"), api.token)
+        assert s8.RunFolder(tmp_path / "back").best_weights() is not None
+    finally:
+        api.delete_repo(name, missing_ok=True)
