@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from s8lib.checkpoint import RunError, RunFolder
-from s8lib.data import Cifar100, DataError
+from s8lib.data import Cifar100, DataError, load_cifar100
 from s8lib.defaults import choose_data, choose_recipe, run_name
 from s8lib.epoch_log import EpochLog
 from s8lib.hardware import DeviceError, pick_device
 from s8lib.hub import UPLOAD_LIMIT, HubError, HubPublisher
-from s8lib.metrics import Metrics, evaluate
+from s8lib.metrics import evaluate
 from s8lib.models import build_model, load_model
 from s8lib.presets import PRESETS
 from s8lib.recipe import Recipe, RecipeError
@@ -102,7 +102,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     model = load_model(source)
     metrics = evaluate(model, data.test, pick_device(options.device), options.precision)
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}")
-    print(_table(metrics, data))
+    print(metrics.table(data.classes))
     if options.json:
         options.json.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n", encoding="utf-8")
 
@@ -110,10 +110,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from s8lib import report  # here: matplotlib is slow to load
 
-    data = choose_data(options.data) if options.data else None
-    if data is None:
-        print("without --data nothing is measured, and the pictures that show images are left out")
     run = RunFolder(options.run)
+    data = choose_data(options.data) if options.data else _data_at_hand(run)
     report.write(
         run,
         data,
@@ -125,23 +123,23 @@ def _report(options: argparse.Namespace) -> None:
     print(report.contents(run))
 
 
+def _data_at_hand(run: RunFolder) -> Cifar100 | None:
+    """What the run was trained on, if that can be had without being named and without a download."""
+    from s8lib.report import was_trained_on
+
+    try:
+        data = load_cifar100(download=False)
+        if was_trained_on(run, data):
+            return data
+        reason = f"the run was trained on other data than {data.source}"
+    except DataError as error:
+        reason = str(error)
+    print(f"without --data nothing is measured and no images are shown: {reason}")
+    return None
+
+
 def _publish(options: argparse.Namespace) -> None:
     HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT).publish(RunFolder(options.run))
-
-
-def _table(metrics: Metrics, data: Cifar100) -> str:
-    low, high = metrics.top1_interval
-    ranked = sorted(zip(metrics.per_class, data.classes, strict=True))
-    worst = ", ".join(f"{name} {accuracy:.0f}%" for accuracy, name in ranked[:5])
-    rows = {
-        "top-1": f"{metrics.top1:.2f}%  (95% interval {low:.2f} to {high:.2f}%)",
-        "top-5": f"{metrics.top5:.2f}%",
-        "superclass top-1": f"{metrics.superclass_top1:.2f}%",
-        "NLL": f"{metrics.loss:.4f} nats",
-        "calibration error": f"{metrics.ece:.2f}%  (15 bins)",
-        "worst classes": worst,
-    }
-    return "\n".join(f"  {name:<18}{value}" for name, value in rows.items())
 
 
 def _setting(text: str) -> tuple[str, Any]:

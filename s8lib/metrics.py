@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,20 @@ class Metrics:
     ece: float
     top1_interval: tuple[float, float]
     per_class: tuple[float, ...]
+
+    def table(self, classes: Sequence[str]) -> str:
+        """The numbers as lines of text; `classes` are the names of `per_class`."""
+        low, high = self.top1_interval
+        ranked = sorted(zip(self.per_class, classes, strict=True))
+        rows = {
+            "top-1": f"{self.top1:.2f}%  (95% interval {low:.2f} to {high:.2f}%)",
+            "top-5": f"{self.top5:.2f}%",
+            "superclass top-1": f"{self.superclass_top1:.2f}%",
+            "NLL": f"{self.loss:.4f} nats",
+            "calibration error": f"{self.ece:.2f}%  (15 bins)",
+            "worst classes": ", ".join(f"{name} {accuracy:.0f}%" for accuracy, name in ranked[:5]),
+        }
+        return "\n".join(f"  {name:<18}{value}" for name, value in rows.items())
 
 
 def evaluate(

@@ -15,12 +15,13 @@ def progress_bar(steps: range, what: str, shown: bool = True) -> tqdm[int]:
     """
     if not shown:
         return tqdm(steps, disable=True)
-    if _in_notebook():
+    if in_notebook():
         return tqdm(steps, what, leave=False, file=sys.stdout, ncols=100, mininterval=0.5, maxinterval=2)
     return tqdm(steps, what, leave=False, disable=None)  # None: only where stderr is a terminal
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
     ipython = sys.modules.get("IPython")  # not imported: where it was not, this is no notebook
     shell = ipython.get_ipython() if ipython else None
     return shell is not None and "IPKernelApp" in shell.config

@@ -138,6 +138,8 @@ def train(
                 "compile": forward != step.loss,
                 "deterministic": deterministic,
                 "ranks": ranks.world,
+                "data": data.source.partition(" in ")[0],  # without its folder: this file gets published
+                "test_images": len(data.test),
             }
             _open_session(run, recipe, log, settings | environment(device))
         say(f"{recipe.name}, {model.name}, {len(train_set):,} training images: {data.source}")

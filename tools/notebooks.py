@@ -30,7 +30,8 @@ class EchoingClient(NotebookClient):
 def run(notebook: Path, folder: Path, executed: Path) -> None:
     """Execute `notebook` in `folder`; `executed` becomes the copy with outputs, up to a cell that failed."""
     content = nbformat.read(notebook, as_version=4)
-    client = EchoingClient(content, timeout=None, resources={"metadata": {"path": folder}})
+    client = EchoingClient(content, timeout=None, resources={"metadata": {"path": folder}}, coalesce_streams=True)
+    client.extra_arguments = ["--log-level=ERROR"]  # not how the kernel is connected, each time
     try:
         client.execute()
     except CellExecutionError as error:

@@ -12,7 +12,7 @@ from s8lib.report.style import save
 from s8lib.report.summary import MissingPackage, summary
 from s8lib.report.tables import contents, epoch_table
 from s8lib.report.video import video
-from s8lib.report.write import write, write_log
+from s8lib.report.write import was_trained_on, write, write_log
 
 __all__ = [
     "Evaluation",
@@ -33,6 +33,7 @@ __all__ = [
     "summary",
     "superclass_confusion",
     "video",
+    "was_trained_on",
     "worst_classes",
     "write",
     "write_log",

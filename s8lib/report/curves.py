@@ -63,8 +63,9 @@ class CurvesPlot:
             accuracy.annotate(
                 f"target {target:g}%", (0, target), (6, 3), textcoords="offset points", color=PURPLE, weight="bold"
             )
-        # In a long recipe only the last epoch is marked: it shows where a run is, and that epoch 1 is there at all.
-        marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": None if recipe.epochs <= 30 else [-1]}
+        # Of a long run only the last epoch is marked, or epoch 1 alone would not be seen.
+        every = None if recipe.epochs <= 30 else [-1]
+        marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": every}
         # Not clipped, so that marks on the border are whole; not in the layout, which an empty line would upset.
         free: dict[str, Any] = {"clip_on": False, "in_layout": False}
         self._lines = {
@@ -103,7 +104,7 @@ class CurvesPlot:
             values = [getattr(row, name) for row in log]
             if None not in values:
                 line.set_data(epochs, values)
-        passed = [moment for moment in self._moments if moment <= epochs[-1]]
+        passed = [moment for moment in self._moments if moment < epochs[-1]]
         self._lr.set_data(passed, [self._recipe.at(moment).lr for moment in passed])
         highest = max(max(row.train_loss, row.test_loss) for row in log)
         self._loss.set_ylim(0, max(self._loss.get_ylim()[1], 1.05 * highest))
@@ -111,8 +112,9 @@ class CurvesPlot:
         self._drop.set_data([best.epoch] * 2, [0, best.test_acc])
         self._star.set_data([best.epoch], [best.test_acc])
         on_the_left = best.epoch > self._recipe.epochs / 2
-        last = "" if best is log[-1] else f", last: {log[-1].test_acc:.2f}% in epoch {log[-1].epoch}"
-        self._label.set_text(f"  best: {best.test_acc:.2f}% in epoch {best.epoch}{last}  ")
+        lines = {"best": best} if best is log[-1] else {"best": best, "last": log[-1]}
+        told = [f"  {what}: {row.test_acc:.2f}% in epoch {row.epoch}  " for what, row in lines.items()]
+        self._label.set_text("\n".join(told))
         self._label.set_x(best.epoch)
         self._label.set_horizontalalignment("right" if on_the_left else "left")
 

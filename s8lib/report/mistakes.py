@@ -93,6 +93,7 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
         ax.text(
             top1[c] + (2 if outside else -2), position, f"{top1[c]:.0f}% (n = {n})",
             ha="left" if outside else "right", va="center", color=INK if outside else "white",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if outside else None,
         )  # fmt: skip
         for column, (image, times) in enumerate(_examples(evaluation, c)):
             taken_for = in_words(evaluation.classes[evaluation.predicted[image]])
@@ -141,17 +142,17 @@ def _percent(value: float) -> str:
 
 
 def reliability(evaluation: Evaluation) -> Figure:
-    """Accuracy against confidence in 15 bins, whose gaps make `Metrics.ece` (arXiv:1706.04599), over their sizes."""
+    """Accuracy against confidence in 15 bins, over their sizes; the gaps make `Metrics.ece` (arXiv:1706.04599)."""
     metrics, confidence = evaluation.metrics, evaluation.confidence.double()
     index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins (k/15, (k+1)/15]
     images = index.bincount(minlength=BINS)
     filled = images > 0
     accuracy, sure = (
-        100 * index.bincount(weights.double(), minlength=BINS)[filled] / images[filled]
+        (100 * index.bincount(weights.double(), minlength=BINS)[filled] / images[filled]).numpy()
         for weights in (evaluation.correct, confidence)
     )
     width = 100 / BINS
-    middles = width * (torch.arange(BINS)[filled] + 0.5)
+    middles = (width * (torch.arange(BINS)[filled] + 0.5)).numpy()
     figure = Figure(height=6.8, layout="constrained")
     figure.suptitle(
         f"Reliability: expected calibration error {metrics.ece:.2f}%", size=13, weight="bold", color=INK
@@ -168,7 +169,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     diagram.legend(loc="upper left", framealpha=1)
     diagram.set_ylabel("accuracy (%)")
     diagram.set_ylim(0, 100)
-    sizes.bar(middles, images[filled], width, color=FAINT, edgecolor="white")
+    sizes.bar(middles, images[filled].numpy(), width, color=FAINT, edgecolor="white")
     sizes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     sizes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     sizes.set_ylabel("test images")

@@ -19,7 +19,8 @@ def reference_runs(folder: str | Path = "results") -> None:
         folder_of_run = RunFolder(path.parent)
         machine = folder_of_run.read_json("environment.json", default=[{}])[-1]
         commit = str(folder_of_run.read_json("report.json", default={}).get("commit", "unrecorded"))[:10]
-        print(f"{recipe.name}, {recipe.model}, seed {recipe.seed}: {EpochLog.read(path).summary()}")
+        print(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
+        print("   ", EpochLog.read(path).summary().replace("; ", "\n    "))
         print(f"    on {_hardware(machine)}, torch {machine.get('torch')}, commit {commit}")
     for graph in sorted(Path(folder).rglob("graph.jpg")):
         from IPython.display import Image, display

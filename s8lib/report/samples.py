@@ -11,7 +11,7 @@ from torch import Tensor
 from s8lib import augment
 from s8lib.data import Cifar100, Split
 from s8lib.recipe import Knobs, Recipe
-from s8lib.report.style import FAINT, INK, Figure
+from s8lib.report.style import FAINT, Figure
 from s8lib.report.thumbnails import in_words, thumbnail
 
 SIDE, PITCH = 0.8, 0.87  # inches, of an image and from one to the next: eight make a figure 8 inches wide

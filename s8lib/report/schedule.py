@@ -99,9 +99,10 @@ def _phases(recipe: Recipe) -> list[tuple[float, float]]:
 
 def moments(recipe: Recipe) -> list[float]:
     """Epochs from the first step to the last, dense, with both sides of every boundary."""
-    edges = [epoch for epoch, _ in boundaries(recipe)]
+    # No step is at the end itself, where a cycle that ends with the run would begin anew.
+    *edges, end = (epoch for epoch, _ in boundaries(recipe))
     sides = [*edges, *(epoch - JUST_BEFORE for epoch in edges[1:])]
-    return sorted([*np.linspace(0, recipe.epochs, 1000).tolist(), *sides])
+    return sorted([*np.linspace(0, end - JUST_BEFORE, 1000).tolist(), *sides])
 
 
 def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
@@ -115,5 +116,5 @@ def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
     else:
         ax.set_ylim(0, 1.4 * max(values) or 1)
         ax.set_yticks(sorted({0, *values}))
-    ax.plot(epochs, values, color=BLUE, linewidth=1.8)
+    ax.plot(epochs, values, color=BLUE, linewidth=1.8, clip_on=False, zorder=3)  # a 0 lies on the border
     ax.set_ylabel(LABELS.get(name, name))

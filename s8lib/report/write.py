@@ -51,10 +51,12 @@ def write(
     Returns:
         The path of each file by its name.
     Raises:
-        RunError: if `run` holds no finished epoch.
+        RunError: if `run` holds no finished epoch, is damaged, or was trained on other data.
     """
     run = RunFolder(run) if isinstance(run, str | Path) else run
     recipe, log, model = read(run)
+    if data is not None and not was_trained_on(run, data):
+        raise RunError(f"{run.path} was trained on other data than {data.source}: measure it on the data it knows")
     measured = None
     pictures = {"schedule.png": schedule(recipe)}
     if data is not None:
@@ -104,18 +106,28 @@ def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
     """A run's recipe, its log and its best weights.
 
     Raises:
-        RunError: if it holds no finished epoch.
+        RunError: if it holds no finished epoch, or a damaged log.
     """
     best = run.best_weights()
     if best is None:
         raise RunError(f"{run.path} holds no finished epoch: train there first")
-    log = EpochLog.read(run.path / "epoch_log.csv")
+    try:
+        log = EpochLog.read(run.path / "epoch_log.csv")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{error}: bring the file back") from error
     return Recipe.load(run.path / "recipe.json"), log, load_model(best[1])
+
+
+def was_trained_on(run: RunFolder, data: Cifar100) -> bool:
+    """Whether `data` is what the run was trained on, as far as its manifest knows."""
+    identity = run.manifest()["identity"]
+    return identity is None or identity["data"]["sha256"] == data.fingerprint()
 
 
 def numbers_of(run: RunFolder, recipe: Recipe, log: EpochLog) -> dict[str, Any]:
     """What report.json holds of a log: percent, nats, seconds, images/s."""
-    model = build_model(recipe.model)
+    with torch.device("meta"):  # counted, not drawn: weights would take time and random numbers
+        model = build_model(recipe.model)
     return {
         "format": FORMAT,
         "recipe": recipe.to_dict(),

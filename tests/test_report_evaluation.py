@@ -1,0 +1,177 @@
+"""The pictures of what a network gets wrong show its own answers; the sample grid shows what training shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import s8lib as s8
+from s8lib import augment, report
+from s8lib.metrics import metrics_of
+from tests.runs import RECIPE, small_model
+
+
+def texts(figure: Figure) -> list[str]:
+    figure.canvas.draw()
+    return [text.get_text() for ax in figure.axes for text in (*ax.texts, ax.title)] + [
+        text.get_text() for text in figure.texts
+    ]
+
+
+def shown_images(figure: Figure) -> list[np.ndarray]:
+    return [np.asarray(ax.images[0].get_array()) for ax in figure.axes if ax.images]
+
+
+@pytest.fixture(scope="module")
+def data() -> s8.Cifar100:
+    return s8.synthetic_cifar100(seed=0, train=200, test=400)
+
+
+@pytest.fixture(scope="module")
+def evaluation(data: s8.Cifar100) -> report.Evaluation:
+    """Answers made up so that class 7 is always taken for 8, and others now and then for anything."""
+    noise = torch.Generator().manual_seed(0)
+    labels = data.test.labels
+    logits = 3 * torch.randn(len(labels), 100, generator=noise)
+    logits[torch.arange(len(labels)), labels] += 8
+    logits[labels == 7] = 0.0
+    logits[labels == 7, 8] = 20.0
+    superclass_of = torch.empty(100, dtype=torch.int64)
+    superclass_of[data.train.labels] = data.train.coarse_labels
+    metrics = metrics_of(logits, labels, data.test.coarse_labels)
+    return report.Evaluation(metrics, logits, data.test, data.classes, data.superclasses, superclass_of)
+
+
+def test_an_evaluation_is_of_every_test_image_and_leaves_the_network_in_training_mode(data: s8.Cifar100) -> None:
+    model = small_model().train()
+    found = report.evaluation(model, data, device="cpu", precision="fp32")
+    assert found.logits.shape == (400, 100)
+    assert found.metrics == s8.evaluate(model, data.test, "cpu", "fp32")
+    assert model.training
+
+
+def test_the_gaps_of_the_reliability_diagram_make_the_calibration_error(evaluation: report.Evaluation) -> None:
+    diagram, sizes = report.reliability(evaluation).axes
+    accuracies, gaps = diagram.containers
+    images = np.array([bar.get_height() for bar in sizes.containers[0]])
+    gap = np.array([bar.get_height() for bar in gaps])
+    assert images.sum() == 400
+    assert (images * abs(gap)).sum() / images.sum() == pytest.approx(evaluation.metrics.ece)
+    accuracy = np.array([bar.get_height() for bar in accuracies])
+    assert (images * accuracy).sum() / images.sum() == pytest.approx(evaluation.metrics.top1)
+
+
+def test_the_diagonal_of_the_confusion_is_the_superclass_accuracy(
+    evaluation: report.Evaluation, data: s8.Cifar100
+) -> None:
+    ax = report.superclass_confusion(evaluation).axes[0]
+    shares = np.asarray(ax.images[0].get_array())
+    assert np.allclose(shares.sum(1), 100)
+    images = data.test.coarse_labels.bincount(minlength=20).numpy()
+    assert (shares.diagonal() * images).sum() / 400 == pytest.approx(evaluation.metrics.superclass_top1)
+    assert len(ax.get_yticklabels()) == 20
+
+
+def test_the_worst_class_is_first_with_an_image_of_its_own_and_what_it_is_taken_for(
+    evaluation: report.Evaluation, data: s8.Cifar100
+) -> None:
+    figure = report.worst_classes(evaluation)
+    bars = figure.axes[0]
+    assert bars.get_yticklabels()[0].get_text() == data.classes[7]
+    assert f"{data.classes[8]}\n4 of 4" in texts(figure)
+    assert "0% (n = 4)" in texts(figure)
+    own = data.test.images[data.test.labels == 7].permute(0, 2, 3, 1).numpy()
+    assert any(np.array_equal(shown_images(figure)[0], image) for image in own)
+
+
+def test_the_surest_mistakes_come_first_with_what_they_are_and_what_was_said(
+    evaluation: report.Evaluation, data: s8.Cifar100
+) -> None:
+    captions = [text for text in texts(report.confident_mistakes(evaluation)) if "said" in text]
+    assert captions[0] == f"is: {data.classes[7]}\nsaid: {data.classes[8]}\n> 99.9% sure"
+    sure = [float(caption.split("\n")[2].strip("> ").split("%")[0]) for caption in captions]
+    assert sure == sorted(sure, reverse=True)
+    assert len(captions) == 16
+
+
+def test_a_network_without_mistakes_and_one_without_a_class_are_drawn_too(
+    evaluation: report.Evaluation, data: s8.Cifar100
+) -> None:
+    labels = data.test.labels
+    right = torch.nn.functional.one_hot(labels, 100) * 20.0
+    perfect = dataclasses.replace(
+        evaluation, logits=right, metrics=metrics_of(right, labels, data.test.coarse_labels)
+    )
+    few = data.test.subset(torch.arange(3))
+    part = dataclasses.replace(
+        evaluation,
+        split=few,
+        logits=evaluation.logits[:3],
+        metrics=metrics_of(evaluation.logits[:3], few.labels, few.coarse_labels),
+    )
+    for found in (perfect, part):
+        for picture in (
+            report.superclass_confusion, report.worst_classes, report.confident_mistakes, report.reliability,
+        ):  # fmt: skip
+            picture(found).canvas.draw()
+    assert "No mistakes in 400 test images" in texts(report.confident_mistakes(perfect))
+
+
+def test_the_sample_grid_shows_originals_both_augmentations_and_mixup_of_the_same_images(
+    data: s8.Cifar100,
+) -> None:
+    before = torch.get_rng_state()
+    figure = report.sample_grid(data, s8.SEED_100, count=4, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    images = shown_images(figure)
+    assert len(images) == 4 * 4
+    training = data.train.images.permute(0, 2, 3, 1).numpy()
+    chosen = [next(i for i, image in enumerate(training) if np.array_equal(image, shown)) for shown in images[:4]]
+    names = [data.classes[data.train.labels[i]].replace("_", " ") for i in chosen]
+    originals = data.train.images[torch.tensor(chosen)]
+    for row, policy in ((1, "full"), (2, "reduced")):
+        expected = augment.augment(originals, policy, torch.Generator().manual_seed(1)).permute(0, 2, 3, 1)
+        assert np.allclose(np.stack(images[4 * row : 4 * row + 4]), expected.clamp(0, 1).numpy(), atol=1e-6)
+    captions = [text.replace("\n", " ") for text in texts(figure) if text.startswith("λ")]
+    for place, (caption, mixed) in enumerate(zip(captions, images[12:], strict=True)):
+        own, partner = names[place], names[place - 1]
+        assert caption.endswith(f"{own} + {partner}")
+        weight = float(caption.split()[1])
+        expected = weight * images[4 + place] + (1 - weight) * images[4 + (place - 1) % 4]
+        assert np.allclose(mixed, expected, atol=0.006), "the caption's lambda, rounded to two digits"
+
+
+def test_the_sample_grid_of_a_recipe_without_mixup_has_no_such_row_and_shows_the_image_size(
+    data: s8.Cifar100,
+) -> None:
+    figure = report.sample_grid(data, s8.QUICK, count=2)
+    assert not any("MixUp" in text for text in texts(figure))
+    assert [image.shape[:2] for image in shown_images(figure)[2:]] == [(24, 24)] * 2 + [(32, 32)] * 2
+
+
+def test_live_curves_renew_one_picture_and_always_show_the_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, int]] = []
+
+    def epochs_in(figure: Figure) -> int:
+        return max(len(line.get_xdata()) for line in figure.axes[1].lines)
+
+    class Handle:
+        def update(self, figure: Figure) -> None:
+            shown.append(("renewed", epochs_in(figure)))
+
+    def display(figure: Figure, display_id: bool) -> Handle:
+        shown.append(("shown", epochs_in(figure)))
+        return Handle()
+
+    monkeypatch.setattr("s8lib.report.live.in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", display)
+    watch, log = report.LiveCurves(RECIPE), s8.EpochLog()
+    for epoch in range(1, RECIPE.epochs + 1):
+        log.append(s8.Epoch(epoch, 1, 0.1, 0.3, 0.2, "full", 3.0, 20.0, 3.0, 20.0, 50.0, 20.0, 1000.0, 1.0))
+        watch(log)
+    assert shown[-1] == ("renewed", RECIPE.epochs)
+    assert len(shown) == 2, "these epochs are far shorter than a picture, so those between are passed over"
