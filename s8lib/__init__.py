@@ -10,8 +10,10 @@ from s8lib.data import Cifar100, DataError, Split, load_cifar100
 from s8lib.defaults import choose_data, choose_recipe, run_name
 from s8lib.epoch_log import Epoch, EpochLog
 from s8lib.hardware import DeviceError
+from s8lib.hub import HubError, HubPublisher
 from s8lib.metrics import Metrics, evaluate
 from s8lib.models import ResNet42, WideResNet, build_model, load_model
+from s8lib.predict import Guess, ImageError, predict
 from s8lib.presets import PRESETS, QUICK, SEED_100, SEED_200
 from s8lib.recipe import Knobs, Recipe, RecipeError
 from s8lib.synthetic import synthetic_cifar100
@@ -29,6 +31,10 @@ __all__ = [
     "DeviceError",
     "Epoch",
     "EpochLog",
+    "Guess",
+    "HubError",
+    "HubPublisher",
+    "ImageError",
     "Knobs",
     "Metrics",
     "ModelError",
@@ -48,6 +54,7 @@ __all__ = [
     "load_cifar100",
     "load_model",
     "load_public_weights",
+    "predict",
     "run_name",
     "synthetic_cifar100",
     "train",
@@ -55,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`s8.report` loads matplotlib, so it is imported when it is first used (PEP 562)."""
-    if name == "report":
-        return importlib.import_module("s8lib.report")
+    """`s8.report` and `s8.colab` are imported when first used (PEP 562): matplotlib is slow to load."""
+    if name in ("report", "colab"):
+        return importlib.import_module(f"s8lib.{name}")
     raise AttributeError(f"module 's8lib' has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,6 +132,7 @@ def environment(device: torch.device) -> dict[str, Any]:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
+            "driver": _nvidia_driver(),
         }
     return found | {
         "cpu_threads": torch.get_num_threads(),
@@ -140,6 +142,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+
+
+def _nvidia_driver() -> str | None:
+    """The driver's version, which torch does not know; None where `nvidia-smi` does not tell it."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(answer.split()), None)  # a line for each GPU, all with one driver
 
 
 def _first_line(error: BaseException) -> str:

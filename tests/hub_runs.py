@@ -58,8 +58,9 @@ class Run:
         return self
 
     def content(self) -> dict[str, str]:
-        """sha256 of every file, by name."""
-        files = (path for path in self.path.rglob("*") if path.is_file() and path.name != ".lock")
+        """sha256 of every file that training writes, by name."""
+        others = (".lock", "report.json", "graph.jpg")  # the latter two are drawn when something is published
+        files = (path for path in self.path.rglob("*") if path.is_file() and path.name not in others)
         return {str(f.relative_to(self.path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
@@ -75,15 +76,17 @@ def check_consistent(commit: Commit, epoch: int, folder: Path) -> None:
     """All of a commit is of one moment: `epoch`, its checkpoint, its log, and the log's best weights."""
     files = {name: file.content for name, file in commit.files.items()}
     checkpoint = f"checkpoints/epoch_{epoch:03d}.pt"
-    assert sorted(files.keys() - {"report.json", "graph.jpg"}) == [
+    assert sorted(files) == [
         "README.md",
         checkpoint,
         "config.json",
         "environment.json",
         "epoch_log.csv",
+        "graph.jpg",
         "manifest.json",
         "model.safetensors",
         "recipe.json",
+        "report.json",
     ]
     (folder / "log.csv").write_bytes(files["epoch_log.csv"])
     log = s8.EpochLog.read(folder / "log.csv")
@@ -91,6 +94,7 @@ def check_consistent(commit: Commit, epoch: int, folder: Path) -> None:
     assert f"| final | {epoch} |" in files["README.md"].decode()
     manifest = json.loads(files["manifest.json"])
     assert manifest["best"]["epoch"] == log.best.epoch
+    assert json.loads(files["report.json"])["epochs_done"] == epoch
     assert list(manifest["checkpoints"]) == [Path(checkpoint).name]
     for content, entry in (
         (files[checkpoint], manifest["checkpoints"][Path(checkpoint).name]),

@@ -45,7 +45,7 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
             fontsize=8.5,
             color="white" if share > 35 else INK,
         )
-    names = [textwrap.fill(in_words(name), 17) for name in evaluation.superclasses]
+    names = [textwrap.fill(in_words(name), 20) for name in evaluation.superclasses]
     ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
     ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
     ax.tick_params(length=0)
@@ -71,7 +71,7 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     """The `count` classes with the lowest top-1, each with an image for every class it is most often taken for."""
     top1 = evaluation.metrics.per_class
     worst = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: top1[c])[:count]
-    left, top, row, foot, bars = 1.25, 1.0, 0.9, 0.6, 2.5  # inches
+    left, top, row, foot, bars = 1.25, 0.8, 0.9, 0.6, 2.5  # inches
     first, pitch, side = 4.15, 0.97, 0.52  # of the example images
     figure = Figure(height=top + row * len(worst) + foot)
     height = figure.get_figheight()
@@ -79,7 +79,9 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     ax = figure.add_axes((left / WIDTH, foot / height, bars / WIDTH, row * len(worst) / height))
     plain(ax, "x")
     ax.barh(range(len(worst)), [top1[c] for c in worst], height=0.5, color=BLUE)
-    ax.set_yticks(range(len(worst)), [textwrap.fill(in_words(evaluation.classes[c]), 14) for c in worst])
+    counts = evaluation.split.labels.bincount(minlength=len(top1)).tolist()
+    names = [f"{textwrap.fill(in_words(evaluation.classes[c]), 14)}\nn = {counts[c]}" for c in worst]
+    ax.set_yticks(range(len(worst)), names)
     ax.set_ylim(len(worst) - 0.5, -0.5)
     ax.set_xlim(0, 100)
     ax.set_xlabel("top-1 of the class's n test images (%)")
@@ -88,17 +90,16 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     ax.annotate(f"all classes: {mean:.1f}%", (mean, -0.5), (0, 4), textcoords="offset points", ha="center")
     figure.text(first / WIDTH, ax.get_position().y1 + 4 / 72 / height, "most often taken for", va="bottom")
     for position, c in enumerate(worst):
-        n = int((evaluation.split.labels == c).sum())
         outside = top1[c] < 50
         ax.text(
-            top1[c] + (2 if outside else -2), position, f"{top1[c]:.0f}% (n = {n})",
+            top1[c] + (2 if outside else -2), position, f"{top1[c]:.0f}%",
             ha="left" if outside else "right", va="center", color=INK if outside else "white",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if outside else None,
         )  # fmt: skip
         for column, (image, times) in enumerate(_examples(evaluation, c)):
             taken_for = in_words(evaluation.classes[evaluation.predicted[image]])
             place = (first + pitch * column, top + row * position + 0.04, side)
-            thumbnail(figure, evaluation.split.images[image], *place, f"{taken_for}\n{times} of {n}", RED)
+            thumbnail(figure, evaluation.split.images[image], *place, f"{taken_for}\n{times} of {counts[c]}", RED)
     return figure
 
 
@@ -125,8 +126,8 @@ def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
     )
     for place, image in enumerate(shown):
         caption = (
-            f"is: {in_words(evaluation.classes[evaluation.split.labels[image]])}\n"
-            f"said: {in_words(evaluation.classes[evaluation.predicted[image]])}\n"
+            f"true: {in_words(evaluation.classes[evaluation.split.labels[image]])}\n"
+            f"predicted: {in_words(evaluation.classes[evaluation.predicted[image]])}\n"
             f"{_percent(100 * float(evaluation.confidence[image]))} sure"
         )
         left = column * (place % COLUMNS + 0.5) - side / 2
@@ -160,9 +161,9 @@ def reliability(evaluation: Evaluation) -> Figure:
     diagram, sizes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for ax in (diagram, sizes):
         plain(ax)
-    diagram.bar(middles, accuracy, width, color=BLUE, edgecolor="white", label="accuracy of the bin")
+    diagram.bar(middles, accuracy, width, color=BLUE, edgecolor="white", alpha=0.6, label="accuracy of the bin")
     diagram.bar(
-        middles, sure - accuracy, 0.5 * width, accuracy, color="none", edgecolor=RED, hatch="////",
+        middles, sure - accuracy, 0.5 * width, accuracy, color="#FFFFFFB0", edgecolor=RED, hatch="///",
         label="gap to its mean confidence",
     )  # fmt: skip
     diagram.plot([0, 100], [0, 100], "--", color=INK, linewidth=1.2, label="perfectly calibrated")

@@ -38,7 +38,7 @@ def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     rows = _rows(data.train.subset(order[:count]).to("cpu"), data.classes, recipe, seed)
     columns = len(rows[0].images)
-    figure = Figure(LEFT + PITCH * columns, TOP + sum(row.height for row in rows))
+    figure = Figure(LEFT + PITCH * max(columns, 4), TOP + sum(row.height for row in rows))
     width, height = figure.get_size_inches()
     margin = 0.12 / width
     figure.text(
@@ -54,7 +54,8 @@ def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -
 
 
 def _rows(split: Split, classes: tuple[str, ...], recipe: Recipe, seed: int) -> list[_Row]:
-    names = [textwrap.fill(in_words(classes[label]), WRAP) for label in split.labels.tolist()]
+    words = [in_words(classes[label]) for label in split.labels.tolist()]
+    names = [textwrap.fill(name, WRAP) for name in words]
     rows = [_Row("original", split.images, names)]
     phases = {recipe.phase(epoch): recipe.at(epoch) for epoch in (0, recipe.epochs)}  # two, or only one
     for phase, knobs in phases.items():
@@ -66,9 +67,10 @@ def _rows(split: Split, classes: tuple[str, ...], recipe: Recipe, seed: int) -> 
     for phase, knobs in mixing[:1]:
         lam = augment.draw_mixup(len(names), knobs.mixup_alpha, torch.Generator().manual_seed(seed))
         mixed = augment.mixup(_augmented(split.images, knobs, seed), lam[:, None, None, None])
+        partners = [textwrap.fill(f"+ {name}", WRAP + 1) for name in words]
         captions = [
-            f"λ {weight:.2f}\n{own}\n+ {partner}"
-            for weight, own, partner in zip(lam.tolist(), names, [names[-1], *names[:-1]], strict=True)
+            f"λ {weight:.2f}\n{own}\n{partner}"
+            for weight, own, partner in zip(lam.tolist(), names, [partners[-1], *partners[:-1]], strict=True)
         ]
         rows.append(_Row(f"phase {phase}:\nMixUp α {knobs.mixup_alpha:g}", mixed, captions))
     return rows

@@ -1,0 +1,265 @@
+"""The model card: README.md of a published run, made anew from what the run left on disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from s8lib.augment import MEAN, SIDE, STD
+from s8lib.checkpoint import RunError, RunFolder
+from s8lib.data import CLASSES
+from s8lib.epoch_log import Epoch, EpochLog, selector
+from s8lib.export import how_to_run
+from s8lib.metrics import wilson_interval
+from s8lib.predict import PREPARATION
+from s8lib.recipe import Recipe
+
+# Cifar100.fingerprint() of the real data
+CIFAR100_FINGERPRINT = "64e4c448bc0b3e04c30e3896dddc7cd8caa2ed1e149fafbed7f88706f8ffad0e"
+
+TEMPLATE = """---
+{metadata}
+---
+
+# {model} on {data}
+
+{warning}An image classifier: `{model}` ({paper}), trained with s8lib by the recipe `{recipe}`{progress}.
+**{best.test_acc:.2f}% top-1** and {best.test_top5:.2f}% top-5 on the test set.
+
+## Results
+
+{results}
+
+The best epoch was chosen on {selector}. {counted}
+
+{curves}
+
+## Use
+
+```python
+import s8lib as s8
+model = s8.{network}.from_pretrained("{repo_id}")
+print(s8.predict(model, "photo.jpg"))  # the five likeliest classes with their probabilities
+```
+
+`revision="..."`, a commit, pins the weights; `map_location="cuda"` puts them on a GPU. They come from
+`model.safetensors` and load strictly: every tensor has to be there and to fit. No pickle is opened on the way. The
+checkpoint under `checkpoints/` is for going on with training only.
+{exports}
+### Images
+
+A picture of any size is {preparation}.
+Pixels, divided by 255, are then normalised with mean {mean} and standard deviation {std} per channel.
+{classes}
+## Training
+
+{settings}
+
+`recipe.json` holds all of it, for `python -m s8lib train --recipe recipe.json`.
+
+{epochs} epochs took {minutes:.1f} minutes, evaluation included, on:
+
+{machines}
+
+## Limits
+
+- It sees {side}x{side} pixels: of a larger picture, what is left of it at that size.
+- It answers every picture with one of its classes, and cannot say that none of them fits.
+- The figures are those of one run, with seed {seed}.{people}
+
+## Licence, data, citation
+
+The weights are under the MIT licence.{source}
+
+```bibtex
+{citations}
+```
+"""
+
+CLASS_LIST = f"""
+<details><summary>The {len(CLASSES)} classes, in the order of the outputs</summary>
+
+{", ".join(CLASSES)}
+
+</details>
+"""
+
+PEOPLE = """
+- Its classes of people (baby, boy, girl, man, woman) are labels of tiny pictures: no means to judge anyone."""
+
+WRN = """@inproceedings{zagoruyko2016wide,
+  title = {Wide Residual Networks}, author = {Sergey Zagoruyko and Nikos Komodakis},
+  booktitle = {British Machine Vision Conference}, year = {2016}, note = {arXiv:1605.07146}
+}"""
+RESNET = """@inproceedings{he2016deep,
+  title = {Deep Residual Learning for Image Recognition},
+  author = {Kaiming He and Xiangyu Zhang and Shaoqing Ren and Jian Sun},
+  booktitle = {Computer Vision and Pattern Recognition}, year = {2016}, note = {arXiv:1512.03385}
+}"""
+CIFAR = """@techreport{krizhevsky2009learning,
+  title = {Learning Multiple Layers of Features from Tiny Images}, author = {Alex Krizhevsky},
+  institution = {University of Toronto}, year = {2009}
+}"""
+
+
+class Dataset(NamedTuple):
+    """What a run was trained and tested on; the number of test images if it is known."""
+
+    is_cifar: bool
+    name: str
+    test_images: int | None
+
+
+def make_card(
+    run: RunFolder, repo_id: str, log: EpochLog | None = None, exports: Sequence[dict[str, Any]] = ()
+) -> ModelCard:
+    """The card of a run's best weights; every figure in it is one that the run logged, or follows from those.
+
+    Args:
+        repo_id: "user/name", where they are published.
+        log: by default `epoch_log.csv`.
+        exports: what `export_onnx` and `export_program` returned, if their files are published beside the weights.
+    Raises:
+        RunError: the folder holds no finished epoch.
+        RecipeError, ValueError: its recipe or its epoch log cannot be read.
+    """
+    manifest, last_epoch = run.manifest(), run.last_epoch()
+    if last_epoch is None or manifest["best"] is None:
+        raise RunError(f"{run.path} holds no finished epoch: train there first")
+    # A kill between log and manifest leaves the row of an epoch that was never completely saved.
+    rows = [row for row in log or EpochLog.read(run.path / "epoch_log.csv") if row.epoch <= last_epoch]
+    best, final = rows[manifest["best"]["epoch"] - 1], rows[-1]
+    recipe, sessions = Recipe.load(run.path / "recipe.json"), run.read_json("environment.json", default=[])
+    data = _dataset(manifest["identity"], sessions)
+    is_resnet = recipe.model == "resnet-42"
+    unfinished = f", {final.epoch} of whose {recipe.epochs} epochs are done"
+    warning = (
+        f"**This is not a CIFAR-100 network.** It was trained and tested on {data.name}, so its figures say "
+        "nothing about CIFAR-100.\n\n"
+    )
+    source = (
+        " Data: [CIFAR-100](https://huggingface.co/datasets/uoft-cs/cifar100), of the University of Toronto, "
+        "whose terms are its own."
+    )
+    return ModelCard(
+        TEMPLATE.format(
+            metadata=_metadata(recipe, data, best, repo_id).to_yaml().strip(),
+            model=recipe.model,
+            data=data.name,
+            warning="" if data.is_cifar else warning,
+            paper="arXiv:1512.03385" if is_resnet else "arXiv:1605.07146",
+            recipe=recipe.name,
+            progress="" if final.epoch == recipe.epochs else unfinished,
+            best=best,
+            results=_results(best, final, data.test_images),
+            selector=selector(best.holdout_acc is not None),
+            counted=_counted(data.test_images),
+            curves=_curves(run),
+            network="ResNet42" if is_resnet else "WideResNet",
+            repo_id=repo_id,
+            exports=how_to_run(exports),
+            preparation=PREPARATION,
+            mean=MEAN,
+            std=STD,
+            side=SIDE,
+            classes=CLASS_LIST if data.is_cifar else "",
+            settings=_settings(recipe),
+            epochs=len(rows),
+            minutes=sum(row.seconds for row in rows) / 60,
+            machines=_machines(sessions),
+            seed=recipe.seed,
+            people=PEOPLE if data.is_cifar else "",
+            source=source if data.is_cifar else "",
+            citations="\n\n".join([RESNET if is_resnet else WRN] + ([CIFAR] if data.is_cifar else [])),
+        )
+    )
+
+
+def _dataset(identity: dict[str, Any] | None, sessions: list[dict[str, Any]]) -> Dataset:
+    if identity and identity["data"]["sha256"] == CIFAR100_FINGERPRINT:
+        return Dataset(True, "CIFAR-100", 10_000)
+    session = sessions[-1] if sessions else {}
+    return Dataset(False, f"other data ({session.get('data', 'unnamed')})", session.get("test_images"))
+
+
+def _metadata(recipe: Recipe, data: Dataset, best: Epoch, repo_id: str) -> ModelCardData:
+    return ModelCardData(
+        license="mit",
+        library_name="s8lib",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "pytorch", recipe.model] + (["cifar-100"] if data.is_cifar else []),
+        datasets=["uoft-cs/cifar100"] if data.is_cifar else None,
+        metrics=["accuracy"],
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="uoft-cs/cifar100" if data.is_cifar else "other",
+                dataset_name=data.name,
+                dataset_split="test",
+                metric_type="accuracy",
+                metric_name=name,
+                metric_value=round(float(value), 2),
+            )
+            for name, value in (("top-1 accuracy (%)", best.test_acc), ("top-5 accuracy (%)", best.test_top5))
+        ],
+    )
+
+
+def _results(best: Epoch, final: Epoch, test_images: int | None) -> str:
+    rows = []
+    for what, row in (("best: the weights here", best), ("final", final)):
+        interval = "not known"
+        if test_images:
+            low, high = wilson_interval(round(row.test_acc * test_images / 100), test_images)
+            interval = f"{low:.2f} to {high:.2f}%"
+        figures = f"{row.test_acc:.2f}%", interval, f"{row.test_top5:.2f}%", f"{row.test_loss:.4f}"
+        rows.append([what, str(row.epoch), *figures])
+    return _table(["", "epoch", "top-1", "95% interval", "top-5", "loss (nats)"], rows)
+
+
+def _counted(test_images: int | None) -> str:
+    if not test_images:
+        return "How many test images there were is not known."
+    return (
+        f"There were {test_images:,} test images. The interval is Wilson's: what another {test_images:,} might "
+        "have given, and not what another seed would."
+    )
+
+
+def _curves(run: RunFolder) -> str:
+    picture = "![Accuracy, loss and learning rate over the epochs](graph.jpg)\n\n"
+    every = "Every epoch is in `epoch_log.csv`"
+    every += ", every figure in `report.json`." if (run.path / "report.json").exists() else "."
+    return (picture if (run.path / "graph.jpg").exists() else "") + every
+
+
+def _settings(recipe: Recipe) -> str:
+    rows = []
+    for name, value in recipe.to_dict().items():
+        by_phase = value if isinstance(value, list) else [value]
+        rows.append([f"`{name}`", " then ".join(str(part) for part in dict.fromkeys(by_phase))])
+    return _table(["setting", "value (phase 1 then phase 2)"], rows)
+
+
+def _machines(sessions: list[dict[str, Any]]) -> str:
+    """A line for each change of the machine or its software; a session without one was just a resume."""
+    named = [(_machine(session), session.get("from_epoch", 1)) for session in sessions]
+    groups = itertools.groupby(named, key=lambda one: one[0])
+    return "\n".join(f"- from epoch {next(group)[1]}: {machine}" for machine, group in groups)
+
+
+def _machine(session: dict[str, Any]) -> str:
+    words = {"device_name": "{}", "precision": "{}", "ranks": "ranks: {}", "cpu_threads": "CPU threads: {}"}
+    words |= {name: f"{name} {{}}" for name in ("torch", "cuda", "cudnn", "driver", "python", "s8lib")}
+    parts = [word.format(session[name]) for name, word in words.items() if session.get(name) is not None]
+    parts += ["compiled"] if session.get("compile") else []
+    return ", ".join(parts) or "a machine that is not named"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

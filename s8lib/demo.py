@@ -1,0 +1,148 @@
+"""A page to try a network on: drop an image, see its likeliest classes. Needs the extra `demo` (gradio)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from s8lib.data import CLASSES
+from s8lib.models import Network
+from s8lib.predict import ImageError, predict
+
+if TYPE_CHECKING:
+    import gradio
+
+SIDE = 512  # pixels, of the example pictures
+
+
+def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Blocks:
+    """The page; `.launch()` shows it, below the cell in a notebook. It tells nobody that it is used.
+
+    Args:
+        model: classifies where it is; move it to a GPU before.
+        classes: the names of its outputs, in their order.
+    Raises:
+        ImportError: without gradio.
+    """
+    try:
+        import gradio as gr
+    except ImportError as error:
+        raise ImportError("the demo needs gradio: pip install gradio") from error
+    model.eval()
+
+    def classify(path: str | None) -> tuple[dict[str, float] | None, str]:
+        if path is None:
+            return None, ""
+        try:
+            guesses = predict(model, path, classes)[0]
+        except ImageError as error:
+            advice = "This image cannot be read: save it as a PNG or JPEG with 8 bits a colour, and try again."
+            raise gr.Error(advice, print_exception=False) from error
+        shown = {_plain(guess.name): guess.probability for guess in guesses}
+        superclass = guesses[0].superclass
+        return shown, f"Superclass of the first: **{_plain(superclass)}**" if superclass else ""
+
+    with gr.Blocks(title=f"{model.name}: what is on it?", analytics_enabled=False) as demo:
+        gr.Markdown(
+            f"# What is on the picture?\n`{model.name}` sees it at 32×32 pixels, so one thing that fills the "
+            f"middle works best. It answers with one of its {len(classes)} classes, whatever you show it."
+        )
+        with gr.Row():
+            with gr.Column():
+                image = gr.Image(
+                    type="filepath",  # as it was uploaded: `predict` prepares it
+                    image_mode=None,
+                    sources=["upload", "clipboard"],
+                    label="Image",
+                    height=340,
+                )
+            with gr.Column():
+                label = gr.Label(num_top_classes=5, label="Likeliest classes")
+                superclass = gr.Markdown()
+        gr.Examples([[picture] for picture in example_images()], image, label="Drawn examples")
+        image.change(classify, image, [label, superclass], api_name="classify")
+    return demo
+
+
+def example_images() -> list[Image.Image]:
+    """A few pictures for the page, [SIDE, SIDE] RGB, drawn here: none comes from a dataset."""
+    return [draw() for draw in (_apple, _sea, _mountain, _road, _sunflower, _clock)]
+
+
+def _sky(top: str, bottom: str) -> tuple[Image.Image, Any]:
+    """A vertical gradient, and what draws on it."""
+    column = Image.linear_gradient("L").resize((SIDE, SIDE))
+    image = Image.composite(Image.new("RGB", column.size, bottom), Image.new("RGB", column.size, top), column)
+    return image, ImageDraw.Draw(image)
+
+
+def _apple() -> Image.Image:
+    image, draw = _sky("#f4efe6", "#cdbfa8")
+    draw.ellipse((110, 400, 400, 460), fill="#9d8f78")
+    draw.ellipse((90, 150, 290, 430), fill="#c0182a")
+    draw.ellipse((220, 150, 420, 430), fill="#c0182a")
+    draw.ellipse((130, 190, 200, 290), fill="#e2525a")
+    draw.line((255, 190, 275, 90), fill="#5b3a1e", width=16)
+    draw.ellipse((275, 80, 390, 135), fill="#4c8c2b")
+    return image.filter(ImageFilter.GaussianBlur(2))
+
+
+def _sea() -> Image.Image:
+    image, draw = _sky("#4a6fa5", "#f7b267")
+    draw.ellipse((200, 190, 320, 310), fill="#fff1c9")
+    for y in range(270, SIDE, 6):
+        depth = (y - 270) / (SIDE - 270)
+        shade = tuple(round(near * depth + far * (1 - depth)) for near, far in ((12, 70), (44, 120), (90, 160)))
+        draw.rectangle((0, y, SIDE, y + 6), fill=shade)
+        glint = (80 - 60 * depth) * (0.6 + 0.4 * math.cos(y))
+        draw.line((260 - glint, y, 260 + glint, y), fill="#f9d9a0", width=2)
+    return image
+
+
+def _mountain() -> Image.Image:
+    image, draw = _sky("#5d9bd5", "#e3f0fa")
+    draw.polygon([(0, 512), (170, 200), (330, 512)], fill="#5f6b77")
+    draw.polygon([(130, 512), (330, 90), (540, 512)], fill="#77828d")
+    draw.polygon([(330, 90), (270, 216), (310, 200), (335, 240), (360, 196), (392, 216)], fill="#fbfdff")
+    draw.rectangle((0, 450, SIDE, SIDE), fill="#4f7a3a")
+    return image.filter(ImageFilter.GaussianBlur(1))
+
+
+def _road() -> Image.Image:
+    image, draw = _sky("#86bdea", "#eaf4fb")
+    draw.rectangle((0, 230, SIDE, SIDE), fill="#7aa352")
+    draw.polygon([(240, 230), (272, 230), (470, SIDE), (42, SIDE)], fill="#55585c")
+    for near in (0.12, 0.3, 0.55, 0.85):
+        y, length, half = 230 + 282 * near, 60 * near, 2 + 10 * near
+        corners = [(-half, y), (half, y), (1.3 * half, y + length), (-1.3 * half, y + length)]
+        draw.polygon([(256 + x, y) for x, y in corners], fill="#f4f4f0")
+    return image
+
+
+def _sunflower() -> Image.Image:
+    image, draw = _sky("#7db8e8", "#bfe0a8")
+    draw.line((256, 260, 262, SIDE), fill="#3f7d2b", width=26)
+    for petal in range(18):
+        x, y = (256 + 135 * math.cos(petal * math.pi / 9), 225 + 135 * math.sin(petal * math.pi / 9))
+        draw.line((256, 225, x, y), fill="#f5b80f", width=44)
+        draw.ellipse((x - 22, y - 22, x + 22, y + 22), fill="#f5b80f")
+    draw.ellipse((176, 145, 336, 305), fill="#5a3413")
+    return image.filter(ImageFilter.GaussianBlur(2))
+
+
+def _clock() -> Image.Image:
+    image, draw = _sky("#d8d2c8", "#b9b0a2")
+    draw.ellipse((56, 56, 456, 456), fill="#fbfbf7", outline="#33302c", width=22)
+    for hour in range(12):
+        x, y = math.cos(hour * math.pi / 6), math.sin(hour * math.pi / 6)
+        draw.line((256 + 150 * x, 256 + 150 * y, 256 + 172 * x, 256 + 172 * y), fill="#33302c", width=12)
+    draw.line((256, 256, 256, 120), fill="#33302c", width=12)
+    draw.line((256, 256, 345, 307), fill="#33302c", width=16)
+    return image
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ")

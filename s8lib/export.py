@@ -1,0 +1,201 @@
+"""The network for people without s8lib: an ONNX file, and a program of `torch.export`.
+
+Both take uint8 pixels [N, 3, 32, 32] and give logits [N, classes], for any N. The normalisation is inside: nobody
+can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused by their type. Neither file tells
+of the machine it was made on: what torch notes of source files and their paths is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from s8lib.augment import SIDE, normalize
+from s8lib.files import replacing
+
+OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
+TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it
+BATCHES = (1, 2, 7)  # sizes to verify with; the graphs are traced at 2
+
+
+# For the model card. These steps are `predict.PREPARATION`, but for transparent pictures.
+PIXELS = """
+### Without s8lib
+
+```python
+import numpy as np
+from PIL import Image, ImageOps
+
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+photo = ImageOps.fit(photo, (32, 32), Image.Resampling.BICUBIC)
+images = np.array(photo).transpose(2, 0, 1)[None]  # uint8 [1, 3, 32, 32]; any number of images will do
+```
+"""
+ONNX, TORCH = "ONNX", "torch.export"
+CALLS = {
+    ONNX: """import onnxruntime
+
+logits = onnxruntime.InferenceSession("{file}").run(None, {{"images": images}})[0]""",
+    TORCH: """import torch
+
+logits = torch.export.load("{file}").module()(torch.from_numpy(images))""",
+}
+TRUST = """
+`torch.export.load` can unpickle what a file asks it to: open programs of people you trust only.
+"""
+
+
+class ExportError(RuntimeError):
+    """A network that was not exported; the message says why, and no file was written."""
+
+
+def export_onnx(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Write `model` as ONNX, in one file: input `images`, output `logits`. Needs the extra `export`.
+
+    It is verified against `model` in ONNX Runtime, if that is installed, before it takes its place.
+
+    Returns:
+        `file`, `format`, `opset`, `versions` {package: version}, `verified_with` and `max_abs_difference` of the
+        logits; both are None where ONNX Runtime is not installed.
+    Raises:
+        ExportError: a package is missing, or the file does not compute what `model` does.
+    """
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise ExportError(f"exporting to ONNX needs {package}: pip install onnx onnxscript onnxruntime")
+    import onnx
+
+    network = _from_pixels(model)
+    with replacing(Path(path)) as partial, _without_warnings():
+        torch.onnx.export(
+            _program(network),
+            f=partial,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: "batch"}},
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+        about = {"opset": OPSET, "versions": {"torch": torch.__version__, "onnx": onnx.__version__}}
+        if importlib.util.find_spec("onnxruntime") is None:
+            return _entry(path, ONNX, about, None, None)
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
+
+        def run(images: Tensor) -> Tensor:
+            return torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
+
+        return _entry(path, ONNX, about, f"onnxruntime {onnxruntime.__version__}", _verify(run, network, path))
+
+
+def export_program(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Write `model` as a `torch.export` program, for `torch.export.load(path).module()`.
+
+    It is loaded again and verified against `model` before it takes its place. Only open those of people you trust:
+    the weights in it are plain bytes and its sample input loads with `weights_only=True`, but `torch.export.load`
+    also unpickles what a file made for the purpose asks it to.
+
+    Returns:
+        As `export_onnx`, without `opset`.
+    Raises:
+        ExportError: the file does not compute what `model` does.
+    """
+    network = _from_pixels(model)
+    with replacing(Path(path)) as partial, _without_warnings():
+        with open(partial, "wb") as file:
+            torch.export.save(_program(network), file)
+        with open(partial, "rb") as file:
+            loaded = torch.export.load(file).module()
+        difference = _verify(loaded, network, path)
+    about = {"versions": {"torch": torch.__version__}}
+    return _entry(path, TORCH, about, f"torch {torch.__version__}", difference)
+
+
+def how_to_run(exports: Sequence[dict[str, Any]]) -> str:
+    """Markdown for what `export_onnx` and `export_program` returned: what the files are, and how to use them."""
+    parts = [PIXELS] if exports else []
+    for export in exports:
+        opset = f", opset {export['opset']}" if "opset" in export else ""
+        made = ", ".join(f"{package} {version}" for package, version in export["versions"].items())
+        checked = "Not verified: ONNX Runtime was not installed."
+        if export["verified_with"]:
+            difference = export["max_abs_difference"]
+            close = f"are within {difference:.1e} of" if difference else "equal"
+            checked = f"Its logits, by {export['verified_with']}, {close} the network's."
+        code = CALLS[export["format"]].format(file=export["file"])
+        parts.append(
+            f"\n`{export['file']}` is {export['format']}{opset}, made with {made}. {checked}\n\n"
+            f"```python\n{code}\n```\n{TRUST if export['format'] == TORCH else ''}"
+        )
+    return "".join(parts)
+
+
+class FromPixels(nn.Module):
+    """uint8 pixels [N, 3, 32, 32] -> logits [N, classes]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(normalize(images.float() / 255))
+
+
+def _from_pixels(model: nn.Module) -> FromPixels:
+    """A copy of `model` in eval mode, in float32 on the CPU, laid out as torch's archives want it."""
+    copied = copy.deepcopy(model).cpu().float()
+    return FromPixels(copied).to(memory_format=torch.contiguous_format).eval()
+
+
+def _program(network: FromPixels) -> torch.export.ExportedProgram:
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (_pixels(2),), dynamic_shapes={"images": {0: batch}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names source files with their paths
+    return program
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Exporting, torch warns of its own internals. What comes of it is verified, so nobody needs to judge them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _pixels(n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(256, (n, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+
+
+@torch.inference_mode()
+def _verify(run: Callable[[Tensor], Tensor], network: FromPixels, path: str | Path) -> float:
+    """The largest difference between the logits of `run` and of `network`."""
+    batches = [_pixels(n) for n in BATCHES]
+    expected = torch.cat([network(images) for images in batches])
+    difference = float((torch.cat([run(images) for images in batches]) - expected).abs().max())
+    largest = float(expected.abs().max())
+    if not difference <= TOLERANCE * max(largest, 1):  # so that NaN fails
+        raise ExportError(
+            f"{path} was not written: its logits differ from the model's, which are up to {largest:.3g}, by up to "
+            f"{difference:.3g}; try another version of torch"
+        )
+    return difference
+
+
+def _entry(
+    path: str | Path, kind: str, about: dict[str, Any], verified_with: str | None, difference: float | None
+) -> dict[str, Any]:
+    entry = {"file": Path(path).name, "format": kind} | about
+    return entry | {"verified_with": verified_with, "max_abs_difference": difference}

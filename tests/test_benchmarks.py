@@ -1,0 +1,262 @@
+"""The benchmarks measure what they say, and a real run gets to its artifacts through any cut."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import s8lib as s8
+from benchmarks import detached, performance, pieces, throughput
+from benchmarks.plain_loop import PlainLoop
+from benchmarks.trainer_loop import TrainerLoop
+from s8lib import hardware
+from tests.runs import recipe
+
+ROOT = Path(s8.__file__).parents[1]
+CPU = torch.device("cpu")
+GUIDE = (ROOT / "benchmarks" / "GPU.md").read_text(encoding="utf-8")
+
+
+def python(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+# --- figures ---
+
+
+@pytest.mark.parametrize(("model", "gflop"), [("wrn-28-10", 31.46), ("resnet-42", 8.77)])
+def test_training_flops_are_those_of_the_network(model: str, gflop: float) -> None:
+    assert performance.training_flops(model) / 1e9 == pytest.approx(gflop, abs=0.005)
+    assert performance.training_flops(model, 24) / performance.training_flops(model) == pytest.approx(
+        24**2 / 32**2, rel=1e-3
+    )
+
+
+def test_speed_of_a_run_is_all_images_over_all_seconds_and_mfu_counts_the_smaller_images() -> None:
+    two = recipe(epochs=2, phase1_epochs=1, image_size=(24, 32), batch_size=100, cycle_epochs=1)
+    rows = [epoch(1, images_per_s=200.0, seconds=7.0), epoch(2, images_per_s=100.0, seconds=13.0)]
+    speed = performance.speed_of(s8.EpochLog(rows), two, images=1050, flops_per_second=1e12)
+    assert speed["images_per_s"] == pytest.approx(2000 / 15), "1000 images at 200/s, then 1000 at 100/s"
+    assert speed["images_per_s_with_evaluation"] == pytest.approx(2000 / 20)
+    flops = 1000 * (performance.training_flops(two.model, 24) + performance.training_flops(two.model))
+    assert speed["mfu_percent"] == pytest.approx(100 * flops / 15 / 1e12)
+
+
+def epoch(number: int, **fields: Any) -> s8.Epoch:
+    values = dict.fromkeys(s8.epoch_log.COLUMNS, 0.0) | {"epoch": number, "phase": 1, "augmentation": "none"}
+    return s8.Epoch(**(values | fields))
+
+
+def test_expected_minutes_in_the_guide_follow_from_its_assumptions() -> None:
+    rate = 0.40 * 989e12
+    line = r"^\| `(seed-\d+)`, (\S+) \| ([\d.]+) \| ([\d,]+) \| .*: (\d+) s \| .*: (\d+) s \| ([\d.]+) \|$"
+    rows = re.findall(line, GUIDE, re.MULTILINE)
+    assert len(rows) == 3
+    for name, model, gflop, speed, training, evaluation, minutes in rows:
+        flops, preset = performance.training_flops(model), s8.PRESETS[name]
+        train_seconds = preset.epochs * (50_000 // preset.batch_size * preset.batch_size) * flops / rate
+        test_seconds = preset.epochs * 10_000 * flops / 3 / rate
+        assert (float(gflop), int(speed.replace(",", ""))) == (round(flops / 1e9, 2), round(rate / flops))
+        assert (int(training), int(evaluation)) == (round(train_seconds), round(test_seconds))
+        assert float(minutes) == round((train_seconds + test_seconds) / 60, 1)
+
+
+def test_the_environment_names_the_driver_that_nvidia_smi_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hardware._nvidia_driver() is None
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\n[ "$1" = --query-gpu=driver_version ] && echo 580.1 && echo 580.1\n')
+    program.chmod(0o755)
+    assert hardware._nvidia_driver() == "580.1"
+
+
+# --- throughput ---
+
+
+def test_every_loop_takes_its_turn_in_every_round(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = "--models wrn-10-1 --batch-size 4 --steps 1 --rounds 3 --epoch 20 --precisions fp32 --json"
+    assert throughput.main([*arguments.split(), str(tmp_path / "t.json"), "--device", "cpu"]) == 0
+    report = json.loads((tmp_path / "t.json").read_text())
+    network = report["networks"]["wrn-10-1"]
+    kinds = [(row["loop"], row["precision"], row["layout"]) for row in network["variants"]]
+    assert kinds[-2:] == [("s8lib", "fp32", "NCHW"), ("s8lib", "fp32", "channels last")]
+    assert ("plain", "fp32", "NCHW") in kinds
+    assert all(len(row["samples"]) == 3 and min(row["samples"]) > 0 for row in network["variants"])
+    assert network["epoch"].keys() == {"images_per_s", "train_seconds", "evaluate_seconds", "save_seconds"}
+    assert min(network["epoch"].values()) > 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| s8lib")]
+    assert len(table) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+
+
+def test_ratios_compare_neighbours_in_time_with_the_faster_plain_loop() -> None:
+    slow = throughput.Variant("plain", "fp32", "NCHW", False, samples=[1.0, 9.0, 1.0])
+    plain = throughput.Variant("plain", "bf16", "NCHW", False, samples=[2.0, 4.0, 8.0])
+    ours = throughput.Variant("s8lib", "bf16", "NCHW", False, samples=[4.0, 8.0, 4.0])
+    assert throughput.ratios([slow, plain, ours])[2] == [2.0, 2.0, 0.5]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_network_sees_the_layout_that_the_row_names(tiny: s8.Cifar100, channels_last: bool) -> None:
+    loop = TrainerLoop(recipe(batch_size=8, model="wrn-10-1"), tiny.train, 1, CPU, "fp32", channels_last, False)
+    seen = []
+    model = loop.state.model
+    model.conv1.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    loop.images_per_s()
+    for images in seen[0]:
+        assert images.is_contiguous(memory_format=torch.channels_last) == channels_last
+    assert model.fc.weight.grad is None, "a whole step was made, and its gradients dropped"
+
+
+def test_the_plain_loop_trains_on_normalised_images_of_the_usual_transforms(tiny: s8.Cifar100) -> None:
+    loop = PlainLoop(recipe(batch_size=8, model="wrn-10-1"), tiny.train, 1, CPU, "fp32")
+    before = loop.model.fc.weight.detach().clone()
+    assert loop.images_per_s() > 0
+    assert not torch.equal(before, loop.model.fc.weight)
+    images = torch.stack([loop.loader.dataset[index][0] for index in range(24)])
+    assert images.shape == (24, 3, 32, 32)
+    assert -2.5 < images.min() < -0.5 < 0.5 < images.max() < 2.5
+
+
+# --- pieces ---
+
+
+@pytest.fixture
+def carried(tmp_path: Path) -> Path:
+    """A folder of the dataset's shape, cut into pieces, all of them brought together."""
+    folder = tmp_path / "data" / pieces.FOLDER
+    folder.mkdir(parents=True)
+    for name in ("train", "test", "meta"):
+        (folder / name).write_bytes(os.urandom(1000))
+    (tmp_path / "all").mkdir()
+    for piece in pieces.cut(tmp_path / "data", tmp_path / "carry", size=1500):
+        piece.rename(tmp_path / "all" / piece.name)
+    return tmp_path
+
+
+def test_pieces_join_to_what_was_cut_and_name_nobody(carried: Path) -> None:
+    cut = sorted((carried / "all").iterdir())
+    assert len(cut) == 3
+    assert all(piece.stat().st_size <= 1500 for piece in cut)
+    pieces.join(carried / "all", carried / "joined")
+    for path in (carried / "data" / pieces.FOLDER).iterdir():
+        assert (carried / "joined" / pieces.FOLDER / path.name).read_bytes() == path.read_bytes()
+    (carried / "whole").write_bytes(b"".join(piece.read_bytes() for piece in cut))
+    with tarfile.open(carried / "whole") as archive:
+        assert {(member.uid, member.uname, member.gname) for member in archive} == {(0, "", "")}
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_missing_piece_is_told_and_leaves_nothing_that_looks_like_data(carried: Path, index: int) -> None:
+    sorted((carried / "all").iterdir())[index].unlink()
+    with pytest.raises(s8.DataError, match=r"do not make a whole archive.*c100\.0\d of [\d,]+ bytes"):
+        pieces.join(carried / "all", carried / "joined")
+    assert not (carried / "joined").exists()
+    with pytest.raises(s8.DataError, match="no piece"):
+        pieces.join(carried / "data", carried / "joined")
+
+
+def test_the_commit_travels_with_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "ROOT", tmp_path)
+    assert pieces.commit_of_checkout(tmp_path) is None
+    (tmp_path / "commit").write_text("abc\n")
+    assert pieces.commit_of_checkout(tmp_path) == "abc"
+
+
+# --- a command that outlives another ---
+
+
+def follow(log: Path, seconds: float, *command: str) -> subprocess.Popen[str]:
+    return python("-m", "benchmarks.detached", log, seconds, *command)
+
+
+def test_a_detached_command_outlives_its_follower_and_is_found_again(tmp_path: Path) -> None:
+    log, go = tmp_path / "log", tmp_path / "go"
+    wait = f"for second in $(seq 60); do [ -e {go} ] && break; sleep 1; done"  # never for ever
+    command = ("sh", "-c", f"echo begun; {wait}; echo ended; exit 7")
+    first = follow(log, 0.5, *command)
+    assert "still running" in first.communicate()[0]
+    assert first.returncode == detached.STILL_RUNNING
+    second = follow(log, 60, *command)
+    assert second.stdout is not None
+    assert second.stdout.readline().startswith("$ sh -c"), "whoever comes back sees what ran before"
+    go.touch()
+    assert second.communicate()[0].splitlines() == ["begun", "ended"]
+    assert second.returncode == 7
+    assert log.read_text().splitlines().count("begun") == 1, "found, not started again"
+
+
+def test_a_killed_command_is_started_again_and_one_that_succeeded_is_not(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    killed = follow(log, 60, "sh", "-c", "echo begun; kill -9 $PPID $$")
+    killed.communicate()
+    assert killed.returncode == 1
+    for _ in range(2):
+        again = follow(log, 60, "sh", "-c", "echo done")
+        output = again.communicate()[0]
+        assert again.returncode == 0
+    assert "succeeded before" in output
+    assert log.read_text().splitlines().count("done") == 1
+
+
+# --- real runs ---
+
+
+def test_a_real_run_killed_in_mid_run_goes_on_to_the_artifacts_of_a_result(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "quick-cpu" / "seed-1"
+    command = ["-m", "benchmarks.real_runs", *shlex.split("train quick wrn-10-1 --seed 1 --epochs 2 --device cpu")]
+    command += ["--data", "synthetic", "--work", str(tmp_path / "runs"), "--out", str(out)]
+    process = python(*command)
+    while not (out / "environment.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(s8.EpochLog.read(out / "epoch_log.csv")) == 1, "the log so far is with the artifacts already"
+
+    process = python(*command)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"epoch_log.csv", "recipe.json", "environment.json", "report.json", "graph.jpg"}
+    if importlib.util.find_spec("imageio_ffmpeg"):
+        assert (out / "epoch_log.mov").stat().st_size < 3 * 2**20
+    else:
+        assert "benchmarks.real_runs finish" in output
+    log, report = s8.EpochLog.read(out / "epoch_log.csv"), json.loads((out / "report.json").read_text())
+    assert [session["from_epoch"] for session in report["sessions"]] == [1, 2]
+    for which, row in (("final", log[-1]), ("best", log.best)):
+        assert report[which]["epoch"] == row.epoch
+        assert report[f"{which}_measured_again"]["top1"] == pytest.approx(row.test_acc, abs=0.3)
+    assert 0 <= report["final_measured_again"]["ece"] <= 100
+    performance_ = report["performance"]
+    assert performance_["minutes"] > sum(row.seconds for row in log) / 60
+    assert performance_["images_per_s"] > performance_["images_per_s_with_evaluation"] > 0
+    assert performance_["peak_memory_gib"] > 0.1
+    assert 0 < performance_["mfu_percent"] < 100
+    assert report["command"] == (
+        "python -m benchmarks.real_runs train quick wrn-10-1 --seed 1 --data synthetic --epochs 2"
+    )
+    for path in out.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), f"{path.name} names a folder of this machine"

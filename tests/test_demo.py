@@ -1,0 +1,299 @@
+"""The demo in a real browser: an image goes in, its class comes out first; and as a Space that runs by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from huggingface_hub import SpaceCard
+from PIL import Image
+
+import s8lib as s8
+from s8lib.data import CLASSES
+from s8lib.demo import build_demo, example_images
+from s8lib.space import REQUIREMENTS, write_space
+from tests.hub_endpoints import WRITE
+from tests.hub_runs import NAME, ROOT, in_process
+from tests.local_hub import LocalHub, serve
+from tests.runs import recipe, small_model, train
+
+if importlib.util.find_spec("gradio") is None:
+    pytest.skip("the demo needs the extra `demo`", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver", reason="driving a browser needs selenium")
+
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+LABEL = "[data-testid=label-output-value]"
+
+
+@pytest.fixture(scope="module")
+def data() -> s8.Cifar100:
+    """Four classes of the synthetic stand-in, far apart; their labels are those of CIFAR-100's names."""
+    whole = s8.synthetic_cifar100(seed=0, train=4000, test=1000)
+    train, test = (part.subset((part.labels % 25 == 0).nonzero().flatten()) for part in (whole.train, whole.test))
+    return dataclasses.replace(whole, train=train, test=test, classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def model(data: s8.Cifar100) -> s8.WideResNet:
+    """Trained for a few seconds: it tells the four classes apart."""
+    model = small_model()
+    still = {"mixup_alpha": (0.0, 0.0), "dropout": (0.0, 0.0), "augmentation": ("none", "none")}
+    short = recipe(epochs=12, phase1_epochs=12, cycle_epochs=12, batch_size=20, label_smoothing=0.0, **still)
+    log = train(None, data, model=model, recipe=short, precision="fp32")
+    assert log[-1].test_acc > 80
+    return model
+
+
+# In a process of its own: gradio leaves event loops and sockets to the garbage collector.
+SERVE = """
+import socket, sys
+look_up = socket.getaddrinfo
+def note(host, *arguments, **options):
+    with open("hosts.txt", "a") as file:
+        print(host, file=file)
+    return look_up(host, *arguments, **options)
+socket.getaddrinfo = note
+import s8lib as s8
+from s8lib.demo import build_demo
+demo = build_demo(s8.load_model("model"))
+_, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, share=False, server_name="127.0.0.1")
+print(address, flush=True)
+demo.block_thread()
+"""
+
+
+class Page(NamedTuple):
+    """Where the demo is, and the file with the hosts that its server looks up."""
+
+    address: str
+    hosts: Path
+
+
+@pytest.fixture(scope="module")
+def page(model: s8.WideResNet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    folder = tmp_path_factory.mktemp("demo")
+    model.save_pretrained(folder / "model")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRADIO_TEMP_DIR": str(folder / "uploads")}
+    command = [sys.executable, "-c", SERVE]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        yield Page(server.stdout.readline().strip(), folder / "hosts.txt")
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not (chromium and driver):
+        pytest.skip("no browser here: the demo's page needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def text_of(browser: Any, selector: str, seconds: float = 30.0) -> str:
+    """What the first element that matches says, once it says something."""
+    deadline = time.monotonic() + seconds
+    while not any(found := [element.text for element in browser.find_elements("css selector", selector)]):
+        assert time.monotonic() < deadline, f"no {selector} on the page: {browser.page_source[:2000]}"
+        time.sleep(0.05)
+    return found[0]
+
+
+def examples_on(browser: Any, page: Page) -> list[Any]:
+    """The examples of the page, once it is there; and with it the place to drop an image."""
+    browser.get(page.address)
+    text_of(browser, "h1")
+    return browser.find_elements("css selector", ".gallery-item")
+
+
+def upload(browser: Any, page: Page, file: Path) -> None:
+    examples_on(browser, page)
+    browser.find_element("css selector", "input[type=file]").send_keys(str(file))
+
+
+def test_an_uploaded_image_shows_its_class_first_with_bars_and_superclass(
+    browser: Any, page: Page, model: s8.WideResNet, data: s8.Cifar100, tmp_path: Path
+) -> None:
+    for label in (25, 50):  # couch, mouse
+        index = int((data.test.labels == label).nonzero()[0])
+        picture = Image.fromarray(data.test.images[index].permute(1, 2, 0).numpy())
+        picture.save(tmp_path / "picture.png")
+        (guesses,) = s8.predict(model, tmp_path / "picture.png")
+        assert guesses[0].name == CLASSES[label]
+
+        upload(browser, page, tmp_path / "picture.png")
+        assert text_of(browser, LABEL) == CLASSES[label]
+        text = browser.find_element("tag name", "body").text
+        shown = [guess.name.replace("_", " ") for guess in guesses]
+        places = [text.index(f"\n{name}\n") for name in shown]
+        assert places == sorted(places)
+        assert f"\n{guesses[0].probability:.0%}" in text
+        superclass = str(guesses[0].superclass).replace("_", " ")
+        assert f"Superclass of the first: {superclass}" in text
+
+
+def test_an_example_is_classified_by_a_click(browser: Any, page: Page, model: s8.WideResNet) -> None:
+    examples = examples_on(browser, page)
+    assert len(examples) == len(example_images())
+    examples[1].click()
+    (guesses,) = s8.predict(model, example_images()[1])
+    assert text_of(browser, LABEL) == guesses[0].name.replace("_", " ")
+
+
+def test_what_is_no_usable_image_gets_a_sentence(browser: Any, page: Page, tmp_path: Path) -> None:
+    Image.new("I;16", (40, 40)).save(tmp_path / "deep.png")
+    upload(browser, page, tmp_path / "deep.png")
+    assert "This image cannot be read: save it as a PNG or JPEG" in text_of(browser, ".toast-body")
+
+
+def test_the_page_fits_a_phone(browser: Any, page: Page) -> None:
+    browser.set_window_size(390, 844)
+    assert examples_on(browser, page)
+    edges = "[...document.querySelectorAll('main *')].map(element => element.getBoundingClientRect().right)"
+    assert browser.execute_script(f"return Math.max(...{edges}) <= window.innerWidth")
+    browser.set_window_size(1280, 900)
+
+
+def test_neither_page_nor_server_talks_to_anyone_else(browser: Any, page: Page) -> None:
+    assert examples_on(browser, page)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requested = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    assert any(url.startswith(page.address) for url in requested)
+    assert not [url for url in requested if url.startswith(("http", "ws")) and not url.startswith(page.address)]
+    assert set(page.hosts.read_text().split()) <= {"127.0.0.1", "localhost", "None"}
+
+
+def test_the_examples_are_drawn() -> None:
+    pictures = example_images()
+    assert {(picture.mode, picture.size) for picture in pictures} == {("RGB", (512, 512))}
+    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+    for picture, again in zip(pictures, example_images(), strict=True):
+        assert picture.tobytes() == again.tobytes()
+
+
+def test_without_gradio_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match="the demo needs gradio: pip install gradio"):
+        build_demo(small_model())
+
+
+# --- as a Space --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    with serve() as hub:
+        yield hub
+
+
+def test_a_space_says_what_it_is_and_what_it_needs(tmp_path: Path) -> None:
+    write_space(tmp_path / "space", NAME)
+    data = SpaceCard.load(tmp_path / "space" / "README.md").data
+    assert (data.sdk, data.sdk_version, data.app_file) == (
+        "gradio",
+        importlib.metadata.version("gradio"),
+        "app.py",
+    )
+    assert (data.models, data.license, data.python_version) == ([NAME], "mit", "3.11")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = (tmp_path / "space" / "requirements.txt").read_text()
+    assert needed == REQUIREMENTS
+    assert set(needed.splitlines()[1:]) <= set(declared)
+
+
+RUN_THE_SPACE = """
+import importlib.util, os
+from huggingface_hub import HfApi
+api = HfApi(token=token)
+api.create_repo(name)
+api.upload_folder(repo_id=name, folder_path=weights)
+os.environ["HF_TOKEN"] = ""
+for missing in ("torchvision", "pyarrow", "matplotlib", "torchsummary", "imageio_ffmpeg", "onnx", "pytest"):
+    sys.modules[missing] = None
+os.chdir(space)
+sys.path[:] = [space] + [path for path in sys.path if path not in ("", root)]
+import app
+import s8lib
+out = [s8lib.__file__, app.demo.title]
+"""
+
+
+def test_a_space_runs_with_its_own_requirements_and_its_own_s8lib(
+    hub: LocalHub, model: s8.WideResNet, tmp_path: Path
+) -> None:
+    weights, space = tmp_path / "weights", write_space(tmp_path / "space", NAME)
+    model.save_pretrained(weights)
+    where, title = in_process(hub, tmp_path / "home", RUN_THE_SPACE, weights=weights, space=space, root=ROOT)
+    assert where == str(space / "s8lib" / "__init__.py")
+    assert title.startswith("wrn-10-1")
+
+
+CREATE = """
+import traceback
+from pathlib import Path
+import s8lib as s8
+from s8lib.space import create_space
+out = []
+for title in titles:
+    Path(space, "app.py").write_text(title)
+    try:
+        out.append(create_space(name, space, token=token))
+    except (s8.HubError, ConnectionError):
+        out.append(traceback.format_exc())
+"""
+
+
+def create(hub: LocalHub, tmp_path: Path, titles: list[str]) -> list[str]:
+    """What comes of sending a Space once for each title."""
+    space = write_space(tmp_path / "space", NAME)
+    return in_process(hub, tmp_path / "home", CREATE, space=space, titles=titles)
+
+
+def test_a_space_holds_the_folder_and_is_renewed_when_it_is_there(hub: LocalHub, tmp_path: Path) -> None:
+    for address in create(hub, tmp_path, ["once", "twice"]):
+        assert address.endswith(NAME)
+    once, twice = (commit.files for commit in hub.commits(f"spaces/{NAME}"))
+    assert (once["app.py"].content, twice["app.py"].content) == (b"once", b"twice")
+    space = tmp_path / "space"
+    assert set(twice) == {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file()}
+    assert {"app.py", "requirements.txt", "README.md", "s8lib/demo.py", "s8lib/report/__init__.py"} <= set(twice)
+    assert not any("__pycache__" in name for name in twice)
+
+
+REFUSALS = {
+    401: "HubError: tester/net: the Hub does not accept this token: make one with write access at",
+    402: "HubError: tester/net: the Hub wants this account to pay for a Gradio Space (402)",
+    403: "HubError: tester/net: this token may not write there",
+    500: "HubError: tester/net: the Hub answered 500",
+    "reset": "ConnectionError: the Hub does not take tester/net: ",
+}
+
+
+def test_what_the_hub_refuses_is_one_sentence_without_the_token(hub: LocalHub, tmp_path: Path) -> None:
+    for how in REFUSALS:
+        hub.fail("create", how, message=f"no, {WRITE}")
+    said = create(hub, tmp_path, ["app"] * len(REFUSALS))
+    for told, expected in zip(said, REFUSALS.values(), strict=True):
+        assert expected in told.splitlines()[-1]
+        assert WRITE not in told
