@@ -54,8 +54,11 @@ def test_of_a_compared_output_only_what_differs_between_runs_is_passed_over() ->
             text = re.sub(pattern, replacement, text)
         return text
 
-    row = "    6*     1  0.051599        0      0  light             2.8305  39.68     2.7043  33.40    67.40       855"
-    assert compared(f"{row}    3.3") == "    6     1  0.051599        0      0  light MEASURED"
+    row = (
+        "    6*     1  0.051599        0      0  light"
+        + "  2.8305  39.68     2.7043  33.40    67.40     1,855    3.3"
+    )
+    assert compared(row) == "    6     1  0.051599        0      0  light MEASURED"
     assert compared("  epoch_005.pt        5.7 MB") == "  epoch_005.ptSIZE"
     assert compared("Params size (MB): 2.68") == "Params size (MB): 2.68"
 
