@@ -81,21 +81,24 @@ def test_the_worst_class_is_first_with_an_image_of_its_own_and_what_it_is_taken_
 ) -> None:
     figure = report.worst_classes(evaluation)
     bars = figure.axes[0]
-    assert bars.get_yticklabels()[0].get_text() == data.classes[7]
+    assert bars.get_yticklabels()[0].get_text() == f"{data.classes[7]}\nn = 4"
+    shown = [bar.get_width() for bar in bars.containers[0]]
+    assert shown == sorted(evaluation.metrics.per_class)[:8]
     assert f"{data.classes[8]}\n4 of 4" in texts(figure)
-    assert "0% (n = 4)" in texts(figure)
+    assert "0%" in texts(figure)
     own = data.test.images[data.test.labels == 7].permute(0, 2, 3, 1).numpy()
     assert any(np.array_equal(shown_images(figure)[0], image) for image in own)
 
 
-def test_the_surest_mistakes_come_first_with_what_they_are_and_what_was_said(
+def test_the_surest_mistakes_come_first_with_what_they_are_and_what_was_predicted(
     evaluation: report.Evaluation, data: s8.Cifar100
 ) -> None:
-    captions = [text for text in texts(report.confident_mistakes(evaluation)) if "said" in text]
-    assert captions[0] == f"is: {data.classes[7]}\nsaid: {data.classes[8]}\n> 99.9% sure"
+    captions = [text for text in texts(report.confident_mistakes(evaluation)) if "predicted: " in text]
+    assert captions[0] == f"true: {data.classes[7]}\npredicted: {data.classes[8]}\n> 99.9% sure"
     sure = [float(caption.split("\n")[2].strip("> ").split("%")[0]) for caption in captions]
     assert sure == sorted(sure, reverse=True)
     assert len(captions) == 16
+    assert all(line[0][6:] != line[1][11:] for line in (caption.split("\n") for caption in captions))
 
 
 def test_a_network_without_mistakes_and_one_without_a_class_are_drawn_too(

@@ -87,8 +87,10 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     ax.set_xlabel("top-1 of the class's n test images (%)")
     mean = evaluation.metrics.top1
     ax.axvline(mean, color=INK, linewidth=1.2, linestyle="--", zorder=0.5)
-    ax.annotate(f"all classes: {mean:.1f}%", (mean, -0.5), (0, 4), textcoords="offset points", ha="center")
-    figure.text(first / WIDTH, ax.get_position().y1 + 4 / 72 / height, "most often taken for", va="bottom")
+    side_of_line = "right" if mean > 75 else "center"  # the next heading is near
+    ax.annotate(f"all classes: {mean:.1f}%", (mean, -0.5), (0, 4), textcoords="offset points", ha=side_of_line)
+    heading = "no mistakes" if evaluation.correct.all() else "most often taken for"
+    figure.text(first / WIDTH, ax.get_position().y1 + 4 / 72 / height, heading, va="baseline")
     for position, c in enumerate(worst):
         outside = top1[c] < 50
         ax.text(
@@ -105,10 +107,11 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
 
 def _examples(evaluation: Evaluation, true: int) -> list[tuple[int, int]]:
     """Up to EXAMPLES images of the class `true`, one for each class it is most often taken for, and how often."""
-    wrong = [i for i in evaluation.mistakes().tolist() if evaluation.split.labels[i] == true]
-    taken_for = Counter(int(evaluation.predicted[i]) for i in wrong)
-    most_confident = {int(evaluation.predicted[i]): i for i in reversed(wrong)}
-    return [(most_confident[c], times) for c, times in taken_for.most_common(EXAMPLES)]
+    mistakes = evaluation.mistakes()
+    wrong = mistakes[evaluation.split.labels[mistakes] == true]
+    taken_for = evaluation.predicted[wrong].tolist()
+    most_often = Counter(taken_for).most_common(EXAMPLES)
+    return [(int(wrong[taken_for.index(c)]), times) for c, times in most_often]  # the surest of each
 
 
 def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:

@@ -32,8 +32,8 @@ class _Row(NamedTuple):
 def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -> Figure:
     """Up to `count` training images: original, augmented as in each phase, and mixed if the recipe has MixUp.
 
-    Every row shows the same images. The phases start from the same random numbers, so two rows differ by what
-    the recipe changes and by nothing else. Training draws one lambda for a batch; here each image has its own.
+    Every row shows the same images. The phases start from the same random numbers, so flips, shifts and colours
+    differ by the recipe alone. Training draws one lambda for a batch; here each image has its own.
     """
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     rows = _rows(data.train.subset(order[:count]).to("cpu"), data.classes, recipe, seed)
