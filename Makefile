@@ -9,7 +9,7 @@ run: .venv/installed
 	$(BIN)/python tools/notebooks.py run session_8.ipynb
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(MAKE) nbval
 
 check: .venv/installed
