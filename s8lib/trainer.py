@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -32,10 +32,10 @@ from s8lib.hardware import (
 from s8lib.metrics import evaluate
 from s8lib.models import Network
 from s8lib.progress import progress_bar
-from s8lib.recipe import Recipe, RecipeError
+from s8lib.recipe import Recipe
+from s8lib.start import check_fit, claim, open_session, telling_how_to_go_on
 from s8lib.state import TrainState, fresh_state, identity_of
 from s8lib.step import Forward, Step, loss_arguments
-from s8lib.weights import ModelError
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
 
@@ -104,14 +104,14 @@ def train(
         ranks = stack.enter_context(join_ranks(device))
         if not ranks.first:
             run, say = None, _silent
-        _check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
+        check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
         stack.enter_context(deterministic_algorithms(deterministic))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(_telling_how_to_go_on(run, say))
+        stack.enter_context(telling_how_to_go_on(run, say))
 
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         state = fresh_state(recipe, model, device, precision, identity_of(recipe, model, data, holdout))
-        saved = ranks.share(_claim(run, stack))
+        saved = ranks.share(claim(run, stack))
         if isinstance(saved, RunError):
             raise saved
         if saved:
@@ -141,7 +141,7 @@ def train(
                 "data": data.source.partition(" in ")[0],  # without its folder: this file gets published
                 "test_images": len(data.test),
             }
-            _open_session(run, recipe, log, settings | environment(device))
+            open_session(run, recipe, log, settings | environment(device))
         say(f"{recipe.name}, {model.name}, {len(train_set):,} training images: {data.source}")
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
@@ -251,51 +251,3 @@ def _train_epoch(
 
 def _silent(line: str) -> None:
     """What ranks other than the first say."""
-
-
-def _check_fit(
-    recipe: Recipe,
-    model: Network,
-    data: Cifar100,
-    images: int,
-    ranks: Ranks,
-    sync_batchnorm: bool,
-    device: torch.device,
-) -> None:
-    if model.config["num_classes"] != len(data.classes):
-        raise ModelError(
-            f"{model.name} has {model.config['num_classes']} classes and the data {len(data.classes)}"
-        )
-    if recipe.batch_size > images:
-        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images")
-    if recipe.batch_size % ranks.world:
-        raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
-    if sync_batchnorm and device.type != "cuda":
-        raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
-
-
-def _open_session(run: RunFolder, recipe: Recipe, log: EpochLog, settings: dict[str, object]) -> None:
-    """Write what a reader of the folder needs, once a start or resume."""
-    run.write_json("recipe.json", recipe.to_dict())
-    run.write_text("epoch_log.csv", log.to_csv())
-    sessions = run.read_json("environment.json", default=[])
-    run.write_json("environment.json", [*sessions, {"from_epoch": len(log) + 1, **settings}])
-
-
-def _claim(run: RunFolder | None, stack: contextlib.ExitStack) -> dict[str, Any] | RunError | None:
-    """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
-    try:
-        if run:
-            stack.enter_context(run.lock())
-        return run.resume() if run else None
-    except RunError as error:
-        return error
-
-
-@contextlib.contextmanager
-def _telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"stopped; {how_to_go_on(run)}")
-        raise

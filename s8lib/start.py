@@ -1,0 +1,71 @@
+"""Around the loop: what must fit before a run starts, whose its folder is, and what is said when it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from s8lib.checkpoint import RunError, RunFolder, how_to_go_on
+from s8lib.data import Cifar100
+from s8lib.distributed import Ranks
+from s8lib.epoch_log import EpochLog
+from s8lib.models import Network
+from s8lib.recipe import Recipe, RecipeError
+from s8lib.weights import ModelError
+
+
+def check_fit(
+    recipe: Recipe,
+    model: Network,
+    data: Cifar100,
+    images: int,
+    ranks: Ranks,
+    sync_batchnorm: bool,
+    device: torch.device,
+) -> None:
+    """Refuse what cannot be trained, before anything is written.
+
+    Raises:
+        ModelError, RecipeError: naming what does not fit.
+    """
+    if model.config["num_classes"] != len(data.classes):
+        raise ModelError(
+            f"{model.name} has {model.config['num_classes']} classes and the data {len(data.classes)}"
+        )
+    if recipe.batch_size > images:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images")
+    if recipe.batch_size % ranks.world:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
+    if sync_batchnorm and device.type != "cuda":
+        raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
+
+
+def open_session(run: RunFolder, recipe: Recipe, log: EpochLog, settings: dict[str, object]) -> None:
+    """Write what a reader of the folder needs, once a start or resume."""
+    run.write_json("recipe.json", recipe.to_dict())
+    run.write_text("epoch_log.csv", log.to_csv())
+    sessions = run.read_json("environment.json", default=[])
+    run.write_json("environment.json", [*sessions, {"from_epoch": len(log) + 1, **settings}])
+
+
+def claim(run: RunFolder | None, stack: contextlib.ExitStack) -> dict[str, Any] | RunError | None:
+    """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
+    try:
+        if run:
+            stack.enter_context(run.lock())
+        return run.resume() if run else None
+    except RunError as error:
+        return error
+
+
+@contextlib.contextmanager
+def telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Say, when Ctrl-C or SIGTERM ends the block, from where the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; {how_to_go_on(run)}")
+        raise
