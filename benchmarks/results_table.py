@@ -1,4 +1,4 @@
-"""The tables of results in results/README.md and README.md, made from the runs' files: no figure is typed in.
+"""The tables in results/README.md and README.md, made from the files under results/: no figure is typed in.
 
 `python -m benchmarks.results_table` writes both anew; a test compares them with the files.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import s8lib as s8
+from benchmarks import throughput
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "results" / "README.md"
@@ -91,7 +92,18 @@ def tables(page: Path) -> str:
                 f"`{kind.name}`, final epoch: mean {statistics.mean(finals):.2f}%, standard deviation "
                 f"{statistics.stdev(finals):.2f} (n = {len(finals)}).",
             ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(throughput_tables() if page == RESULTS else ())])
+
+
+def throughput_tables() -> list[str]:
+    """What `benchmarks.throughput --json` left in results/throughput/."""
+    lines = []
+    for path in sorted((ROOT / "results" / "throughput").glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        lines += ["", f"## Throughput: {path.stem}", "", f"{throughput.described_machine(report)}."]
+        for name in report["networks"]:
+            lines += ["", throughput.described(report, name)]
+    return lines
 
 
 def written(page: Path) -> str:

@@ -141,6 +141,32 @@ def _spread(values: Sequence[float], form: str) -> str:
     return f"{median} ({low} to {high})"
 
 
+def described(report: dict[str, Any], name: str) -> str:
+    """Markdown: what a report, as --json has it, says of one network."""
+    rate, found = report["matrix_flops_per_s"], report["networks"][name]
+    variants = [Variant(**variant) for variant in found["variants"]]
+    rounds, steps, batch_size = len(variants[0].samples), report["steps"], report["batch_size"]
+    lines = [
+        f"{name}: median (and range) of {rounds} rounds of {steps} steps of {batch_size} images",
+        "",
+        table(variants, training_flops(name), rate),
+    ]
+    if "epoch" in found:
+        spent = (f"{found['epoch'][f'{what}_seconds']:.2f} s to {what}" for what in ("train", "evaluate", "save"))
+        speed = f"{found['epoch']['images_per_s']:,.0f} images/s"
+        lines += ["", f"The second epoch of `s8.train` with a run folder: {', '.join(spent)}; {speed}."]
+    return "\n".join(lines)
+
+
+def described_machine(report: dict[str, Any]) -> str:
+    """What a report was measured on, and what its MFU is of."""
+    machine, rate = report["environment"], report["matrix_flops_per_s"]
+    return (
+        f"{machine['device_name']}, torch {machine['torch']}; 100% MFU is {rate / 1e12:.2f} TFLOP/s, measured in "
+        f"{report['matrix_precision']} matrix products"
+    )
+
+
 def whole_epoch(recipe: s8.Recipe, images: int, device: torch.device) -> dict[str, float]:
     """What an epoch of `s8.train` with a run folder spends its seconds on: the second of two epochs."""
     two = dataclasses.replace(recipe, epochs=2, phase1_epochs=2, warmup_epochs=0)
@@ -173,30 +199,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.compile or ("both" if on_gpu else "off")
     ]
     matrix_precision, rate = matrix_rate(device)
-    machine = environment(device)
     report: dict[str, Any] = {
         "commit": commit_of_checkout(),
-        "environment": machine,
+        "environment": environment(device),
         "matrix_precision": matrix_precision,
         "matrix_flops_per_s": rate,
         "batch_size": batch_size,
         "steps": steps,
         "networks": {},
     }
-    print(f"{machine['device_name']}, torch {machine['torch']}")
-    print(f"100% MFU is {rate / 1e12:.2f} TFLOP/s, measured in {matrix_precision} matrix products")
+    print(described_machine(report))
     for name in models:
         recipe = dataclasses.replace(s8.SEED_100, model=name, batch_size=batch_size)
-        print(f"\n{name}: median (and range) of {options.rounds} rounds of {steps} steps of {batch_size} images")
         variants = compare(
             recipe, device, steps=steps, rounds=options.rounds, precisions=precisions, compiling=compiling
         )
-        print(table(variants, training_flops(name), rate))
         found: dict[str, Any] = {"variants": [dataclasses.asdict(variant) for variant in variants]}
         if options.epoch:
             found["epoch"] = whole_epoch(recipe, options.epoch, device)
-            print(", ".join(f"{key} {value:,.2f}" for key, value in found["epoch"].items()))
         report["networks"][name] = found
+        print(f"\n{described(report, name)}")
         if options.json:  # after every network: half a table is better than none
             options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0

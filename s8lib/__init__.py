@@ -16,6 +16,7 @@ from s8lib.models import ResNet42, WideResNet, build_model, load_model
 from s8lib.predict import Guess, ImageError, predict
 from s8lib.presets import PRESETS, QUICK, SEED_100, SEED_200
 from s8lib.recipe import Knobs, Recipe, RecipeError
+from s8lib.saved import data_of, find_run
 from s8lib.synthetic import synthetic_cifar100
 from s8lib.trainer import NonFiniteLoss, train
 from s8lib.version import __version__
@@ -50,7 +51,9 @@ __all__ = [
     "build_model",
     "choose_data",
     "choose_recipe",
+    "data_of",
     "evaluate",
+    "find_run",
     "load_cifar100",
     "load_model",
     "load_public_weights",

@@ -12,7 +12,7 @@ from s8lib.augment import MEAN, SIDE, STD
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.data import CLASSES
 from s8lib.epoch_log import Epoch, EpochLog, selector
-from s8lib.export import how_to_run
+from s8lib.export import Export, how_to_run
 from s8lib.metrics import wilson_interval
 from s8lib.predict import PREPARATION
 from s8lib.recipe import Recipe
@@ -114,14 +114,14 @@ class Dataset(NamedTuple):
 
 
 def make_card(
-    run: RunFolder, repo_id: str, log: EpochLog | None = None, exports: Sequence[dict[str, Any]] = ()
+    run: RunFolder, repo_id: str, log: EpochLog | None = None, exports: Sequence[Export] = ()
 ) -> ModelCard:
     """The card of a run's best weights; every figure in it is one that the run logged, or follows from those.
 
     Args:
         repo_id: "user/name", where they are published.
         log: by default `epoch_log.csv`.
-        exports: what `export_onnx` and `export_program` returned, if their files are published beside the weights.
+        exports: the files of other formats that are published beside the weights.
     Raises:
         RunError: the folder holds no finished epoch.
         RecipeError, ValueError: its recipe or its epoch log cannot be read.

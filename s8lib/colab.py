@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s8lib.checkpoint import RunFolder
-from s8lib.data import _cache_folder, _find
+from s8lib.data import at_hand
 from s8lib.defaults import SYNTHETIC
 from s8lib.download import one_line
 from s8lib.drive import DriveMirror
@@ -102,9 +102,13 @@ def run_folder(kept: str | Path, name: str, say: Callable[[str], None] = print) 
     Raises:
         RunError: if `kept` is on a Drive that is not there any more.
     """
-    if not in_colab():
-        return RunFolder(Path(kept) / name, say)
-    return RunFolder(CONTENT / "runs" / name, say, mirror=DriveMirror(Path(kept) / name))
+    mirror = DriveMirror(Path(kept) / name) if in_colab() else None
+    return RunFolder(runs_here(kept) / name, say, mirror)
+
+
+def runs_here(kept: str | Path) -> Path:
+    """Where the runs of the folder `kept` are worked on: on Colab the machine's disk, elsewhere that folder."""
+    return CONTENT / "runs" if in_colab() else Path(kept)
 
 
 def hf_token(say: Callable[[str], None] = print) -> str | None:
@@ -205,7 +209,6 @@ def _data_source() -> str:
     named = os.environ.get("S8_DATA")
     if named == SYNTHETIC:
         return "the synthetic stand-in, as S8_DATA says"
-    layout = _find(Path(named).expanduser() if named else _cache_folder())
-    if layout and not layout.missing():
+    if at_hand():
         return f"CIFAR-100 from {'the folder that S8_DATA names' if named else 'the cache of this machine'}"
     return "missing: S8_DATA names a folder without CIFAR-100" if named else "CIFAR-100, to be downloaded (150 MB)"

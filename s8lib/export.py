@@ -12,8 +12,8 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,14 +58,26 @@ class ExportError(RuntimeError):
     """A network that was not exported; the message says why, and no file was written."""
 
 
-def export_onnx(model: nn.Module, path: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Export:
+    """A file that was written, and how far its logits were from the network's.
+
+    `verified_with` and `max_abs_difference` are None where nothing was there to run it.
+    """
+
+    path: Path
+    format: str
+    versions: dict[str, str]  # of the packages that made it
+    verified_with: str | None
+    max_abs_difference: float | None
+    opset: int | None = None  # of ONNX only
+
+
+def export_onnx(model: nn.Module, path: str | Path) -> Export:
     """Write `model` as ONNX, in one file: input `images`, output `logits`. Needs the extra `export`.
 
     It is verified against `model` in ONNX Runtime, if that is installed, before it takes its place.
 
-    Returns:
-        `file`, `format`, `opset`, `versions` {package: version}, `verified_with` and `max_abs_difference` of the
-        logits; both are None where ONNX Runtime is not installed.
     Raises:
         ExportError: a package is missing, or the file does not compute what `model` does.
     """
@@ -74,8 +86,9 @@ def export_onnx(model: nn.Module, path: str | Path) -> dict[str, Any]:
             raise ExportError(f"exporting to ONNX needs {package}: pip install onnx onnxscript onnxruntime")
     import onnx
 
-    network = _from_pixels(model)
-    with replacing(Path(path)) as partial, _without_warnings():
+    network, path = _from_pixels(model), Path(path)
+    versions = {"torch": torch.__version__, "onnx": onnx.__version__}
+    with replacing(path) as partial, _without_warnings():
         torch.onnx.export(
             _program(network),
             f=partial,
@@ -86,9 +99,8 @@ def export_onnx(model: nn.Module, path: str | Path) -> dict[str, Any]:
             external_data=False,
             verbose=False,
         )
-        about = {"opset": OPSET, "versions": {"torch": torch.__version__, "onnx": onnx.__version__}}
         if importlib.util.find_spec("onnxruntime") is None:
-            return _entry(path, ONNX, about, None, None)
+            return Export(path, ONNX, versions, None, None, OPSET)
         import onnxruntime
 
         session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
@@ -96,47 +108,45 @@ def export_onnx(model: nn.Module, path: str | Path) -> dict[str, Any]:
         def run(images: Tensor) -> Tensor:
             return torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
 
-        return _entry(path, ONNX, about, f"onnxruntime {onnxruntime.__version__}", _verify(run, network, path))
+        verifier = f"onnxruntime {onnxruntime.__version__}"
+        return Export(path, ONNX, versions, verifier, _verify(run, network, path), OPSET)
 
 
-def export_program(model: nn.Module, path: str | Path) -> dict[str, Any]:
+def export_program(model: nn.Module, path: str | Path) -> Export:
     """Write `model` as a `torch.export` program, for `torch.export.load(path).module()`.
 
     It is loaded again and verified against `model` before it takes its place. Only open those of people you trust:
     the weights in it are plain bytes and its sample input loads with `weights_only=True`, but `torch.export.load`
     also unpickles what a file made for the purpose asks it to.
 
-    Returns:
-        As `export_onnx`, without `opset`.
     Raises:
         ExportError: the file does not compute what `model` does.
     """
-    network = _from_pixels(model)
-    with replacing(Path(path)) as partial, _without_warnings():
+    network, path = _from_pixels(model), Path(path)
+    with replacing(path) as partial, _without_warnings():
         with open(partial, "wb") as file:
             torch.export.save(_program(network), file)
         with open(partial, "rb") as file:
             loaded = torch.export.load(file).module()
         difference = _verify(loaded, network, path)
-    about = {"versions": {"torch": torch.__version__}}
-    return _entry(path, TORCH, about, f"torch {torch.__version__}", difference)
+    return Export(path, TORCH, {"torch": torch.__version__}, f"torch {torch.__version__}", difference)
 
 
-def how_to_run(exports: Sequence[dict[str, Any]]) -> str:
-    """Markdown for what `export_onnx` and `export_program` returned: what the files are, and how to use them."""
+def how_to_run(exports: Sequence[Export]) -> str:
+    """Markdown: what the files are, and how to use them."""
     parts = [PIXELS] if exports else []
     for export in exports:
-        opset = f", opset {export['opset']}" if "opset" in export else ""
-        made = ", ".join(f"{package} {version}" for package, version in export["versions"].items())
+        opset = f", opset {export.opset}" if export.opset else ""
+        made = ", ".join(f"{package} {version}" for package, version in export.versions.items())
         checked = "Not verified: ONNX Runtime was not installed."
-        if export["verified_with"]:
-            difference = export["max_abs_difference"]
+        if export.verified_with:
+            difference = export.max_abs_difference
             close = f"are within {difference:.1e} of" if difference else "equal"
-            checked = f"Its logits, by {export['verified_with']}, {close} the network's."
-        code = CALLS[export["format"]].format(file=export["file"])
+            checked = f"Its logits, by {export.verified_with}, {close} the network's."
+        code = CALLS[export.format].format(file=export.path.name)
         parts.append(
-            f"\n`{export['file']}` is {export['format']}{opset}, made with {made}. {checked}\n\n"
-            f"```python\n{code}\n```\n{TRUST if export['format'] == TORCH else ''}"
+            f"\n`{export.path.name}` is {export.format}{opset}, made with {made}. {checked}\n\n"
+            f"```python\n{code}\n```\n{TRUST if export.format == TORCH else ''}"
         )
     return "".join(parts)
 
@@ -180,7 +190,7 @@ def _pixels(n: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _verify(run: Callable[[Tensor], Tensor], network: FromPixels, path: str | Path) -> float:
+def _verify(run: Callable[[Tensor], Tensor], network: FromPixels, path: Path) -> float:
     """The largest difference between the logits of `run` and of `network`."""
     batches = [_pixels(n) for n in BATCHES]
     expected = torch.cat([network(images) for images in batches])
@@ -192,10 +202,3 @@ def _verify(run: Callable[[Tensor], Tensor], network: FromPixels, path: str | Pa
             f"{difference:.3g}; try another version of torch"
         )
     return difference
-
-
-def _entry(
-    path: str | Path, kind: str, about: dict[str, Any], verified_with: str | None, difference: float | None
-) -> dict[str, Any]:
-    entry = {"file": Path(path).name, "format": kind} | about
-    return entry | {"verified_with": verified_with, "max_abs_difference": difference}

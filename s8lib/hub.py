@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.epoch_log import EpochLog
+from s8lib.export import Export
 from s8lib.hub_process import TICK, HubProcess, Outcome
 from s8lib.hub_repo import HubError, fetch_run, snapshot, stage, unstage
 from s8lib.progress import progress_bar
@@ -56,10 +57,11 @@ class HubPublisher:
     ) -> None:
         _check_arguments(repo_id, every)
         self.repo_id, self.every, self.wait, self.say = repo_id, every, wait, say
-        self._account: dict[str, Any] = {"repo_id": repo_id, "private": private, "token": _usable(token)}
+        self._account: dict[str, Any] = {"repo_id": repo_id, "private": private, "token": usable_token(token)}
         self._process: HubProcess | None = None
         self._sending: tuple[Path, int] | None = None  # the run and the epoch that are under way
         self._sent: tuple[Path, int] | None = None  # ... that the Hub is known to hold
+        self._url = ""  # of the newest commit
         self._due = False
         self._problem, self._failures, self._not_before = Outcome(), 0, 0.0
         first_look = HubProcess(self._account | {"check": True}, CHECK_LIMIT).wait()
@@ -96,9 +98,11 @@ class HubPublisher:
                 command = f"python -m s8lib publish --run {shlex.quote(str(run.path))} --hub-repo {self.repo_id}"
                 self.say(f"epoch {log[-1].epoch} is NOT on the Hub; send it with: {command}")
 
-    def publish(self, run: RunFolder) -> None:
-        """Send what a run folder holds, and wait for it at most `wait` seconds.
+    def publish(self, run: RunFolder, exports: Sequence[Export] = ()) -> str:
+        """Send what a run folder holds, and wait for it at most `wait` seconds; the address of the commit.
 
+        Args:
+            exports: of its best weights, in other formats; a commit without them removes those of an earlier one.
         Raises:
             RunError: the folder holds no epoch, or another process is training in it.
             HubError: the Hub refuses it.
@@ -112,12 +116,14 @@ class HubPublisher:
             except ValueError as error:
                 raise RunError(str(error)) from error
             # A kill between log and manifest leaves the row of an epoch that was never completely saved.
-            self._send_last(run, EpochLog(row for row in rows if row.epoch <= last))
+            self._sent = None
+            self._send_last(run, EpochLog(row for row in rows if row.epoch <= last), exports)
         if self._sent != (run.path, last):
             what = f"epoch {last} is not on the Hub: {self._problem.error or f'no end of it in {self.wait:.0f} s'}"
             raise HubError(what) if self._problem.permanent else ConnectionError(what)
+        return self._url
 
-    def _send_last(self, run: RunFolder, log: EpochLog) -> None:
+    def _send_last(self, run: RunFolder, log: EpochLog, exports: Sequence[Export] = ()) -> None:
         epoch, deadline = log[-1].epoch, time.monotonic() + self.wait
         self._due = (run.path, epoch) not in (self._sent, self._sending)
         self._failures, self._not_before = 0, 0.0  # the last chance does not wait for a pause of before
@@ -125,7 +131,7 @@ class HubPublisher:
             with progress_bar(range(round(self.wait / TICK)), f"epoch {epoch} to {self.repo_id}") as ticks:
                 for _ in ticks:
                     self._collect()
-                    self._start(run, log)
+                    self._start(run, log, exports)
                     if not self._process and (not self._due or self._not_before > deadline):
                         return
                     time.sleep(TICK)
@@ -135,13 +141,13 @@ class HubPublisher:
                 self._process = self._sending = None
                 unstage(run.path)
 
-    def _start(self, run: RunFolder, log: EpochLog) -> None:
+    def _start(self, run: RunFolder, log: EpochLog, exports: Sequence[Export] = ()) -> None:
         """Start sending the newest state, if it is time."""
         if not self._due or self._process or time.monotonic() < self._not_before:
             return
         self._due = False
         try:
-            now = snapshot(run, log, self.repo_id)
+            now = snapshot(run, log, self.repo_id, exports)
             job = {"check": not self._checked, "message": now.message, "sha256": now.sha256}
             self._process = HubProcess(self._account | job | {"files": stage(now, run)}, UPLOAD_LIMIT)
             self._sending = run.path, log[-1].epoch
@@ -157,7 +163,7 @@ class HubPublisher:
         if outcome.error:
             self._failed(sent[1], outcome)
             return
-        self._checked, self._sent, self._failures = True, sent, 0
+        self._checked, self._sent, self._url, self._failures = True, sent, outcome.url, 0
         self.say(f"epoch {sent[1]} is on the Hub: {outcome.url}")
 
     def _failed(self, epoch: int, outcome: Outcome) -> None:
@@ -191,8 +197,12 @@ def _check_arguments(repo_id: str, every: int) -> None:
         raise HubError(f"every = {every}: must be at least 1 epoch")
 
 
-def _usable(token: str | None) -> str:
-    """The token given, or this machine's; asked for here, as Colab gives its secrets to the main thread only."""
+def usable_token(token: str | None = None) -> str:
+    """The token given, or this machine's; asked for here, as Colab gives its secrets to the main thread only.
+
+    Raises:
+        HubError: there is none, or it cannot be one.
+    """
     from huggingface_hub import get_token
 
     token = (token or get_token() or "").strip()

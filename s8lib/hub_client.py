@@ -89,8 +89,9 @@ def check(api: HfApi, repo_id: str, private: bool) -> None:
 
 
 def send(api: HfApi, job: dict[str, Any]) -> dict[str, Any]:
-    """One commit of the job's files; the checkpoint before them leaves the repository's head in the same commit.
+    """One commit of the job's files; what they take the place of leaves the repository's head in the same commit.
 
+    That is the checkpoint before, and exports of what may be other weights.
     With the head it was made for as its parent, so that it fails rather than mixes with another's commit.
     """
     files: dict[str, str] = job["files"]
@@ -102,7 +103,7 @@ def send(api: HfApi, job: dict[str, Any]) -> dict[str, Any]:
         expected = job["sha256"].get(addition.path_in_repo)
         if expected and addition.upload_info.sha256.hex() != expected:
             raise OSError(f"{addition.path_in_repo} is not what the manifest says")
-    outdated = [name for name in held if _epoch(name) and name not in files]
+    outdated = [name for name in held - files.keys() if _epoch(name) or re.fullmatch(r"[^/]+\.(onnx|pt2)", name)]
     commit = api.create_commit(
         job["repo_id"],
         [*additions, *map(CommitOperationDelete, outdated)],

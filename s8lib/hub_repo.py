@@ -6,12 +6,14 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from s8lib.checkpoint import RunError, RunFolder
 from s8lib.download import one_line
 from s8lib.epoch_log import EpochLog
+from s8lib.export import Export
 from s8lib.files import holds
 from s8lib.weights import CONFIG, SAFETENSORS
 
@@ -32,11 +34,11 @@ class Snapshot:
     sha256: dict[str, str]  # of those that the manifest vouches for
 
 
-def snapshot(run: RunFolder, log: EpochLog, repo_id: str) -> Snapshot:
+def snapshot(run: RunFolder, log: EpochLog, repo_id: str, exports: Sequence[Export] = ()) -> Snapshot:
     """What the repository shall hold of `run` after the log's last epoch: all of one moment, or an error.
 
     Best weights at its root, where `from_pretrained` looks; that epoch's checkpoint and a manifest of just it; the
-    log, the recipe and the environment; the report, the curves and the card.
+    log, the recipe and the environment; the report, the curves, the card, and the exports at the root.
 
     Raises:
         RunError: the folder does not hold the log's last epoch, or its best.
@@ -63,8 +65,9 @@ def snapshot(run: RunFolder, log: EpochLog, repo_id: str) -> Snapshot:
             f"checkpoints/{name}": run.checkpoints / name,
             "manifest.json": json.dumps(manifest_of_it, indent=2) + "\n",
             "epoch_log.csv": log.to_csv(),
-            "README.md": str(make_card(run, repo_id, log)),
+            "README.md": str(make_card(run, repo_id, log, exports)),
             **{file: run.path / file for file in small if (run.path / file).exists()},
+            **{export.path.name: export.path for export in exports},
         },
         sha256={SAFETENSORS: manifest["best"]["sha256"], f"checkpoints/{name}": checkpoint["sha256"]},
     )

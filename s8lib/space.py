@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, SpaceCard, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
 from s8lib.download import one_line
-from s8lib.hub import _usable
+from s8lib.hub import usable_token
 from s8lib.hub_client import TOKENS_PAGE
 from s8lib.hub_repo import HubError
 
@@ -83,7 +83,7 @@ def create_space(space_id: str, folder: str | Path, token: str | None = None, pr
         HubError: the Hub refuses, with what can be done about it.
         ConnectionError: the Hub cannot be reached.
     """
-    api = HfApi(token=_usable(token))
+    api = HfApi(token=usable_token(token))
     try:
         space = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         api.upload_folder(

@@ -15,19 +15,20 @@ from PIL import Image
 import s8lib as s8
 from s8lib.card import CIFAR100_FINGERPRINT, make_card
 from s8lib.data import CLASSES, SHA256, SUPERCLASSES
+from s8lib.export import Export
 from s8lib.metrics import wilson_interval
 from tests.hub_runs import NAME, Run, in_process
 from tests.local_hub import serve
 from tests.runs import RECIPE, recipe, train
 
-EXPORT = {
-    "file": "model.onnx",
-    "format": "ONNX",
-    "opset": 18,
-    "versions": {"torch": "2.15.0", "onnx": "1.23.2"},
-    "verified_with": "onnxruntime 1.32.0",
-    "max_abs_difference": 1.8e-7,
-}
+EXPORT = Export(
+    path=Path("model.onnx"),
+    format="ONNX",
+    opset=18,
+    versions={"torch": "2.15.0", "onnx": "1.23.2"},
+    verified_with="onnxruntime 1.32.0",
+    max_abs_difference=1.8e-7,
+)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def model() -> s8.WideResNet:
 
 
 @pytest.fixture(scope="module")
-def exported(model: s8.WideResNet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def exported(model: s8.WideResNet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[export.Export]]:
     """The folder of the two files, and what was said of them."""
     folder = tmp_path_factory.mktemp("exported")
     return folder, [write(model, folder / name) for name, write in FILES.items()]
@@ -59,7 +59,7 @@ RUN = {"model.onnx": run_onnx, "model.pt2": run_program}
 
 @pytest.mark.parametrize("name", FILES)
 def test_any_number_of_pixels_gives_the_networks_logits(
-    name: str, exported: tuple[Path, list[dict[str, Any]]], model: s8.WideResNet, tiny: s8.Cifar100
+    name: str, exported: tuple[Path, list[export.Export]], model: s8.WideResNet, tiny: s8.Cifar100
 ) -> None:
     for n in (1, 3, 16):
         images = tiny.test.images[:n]
@@ -70,27 +70,26 @@ def test_any_number_of_pixels_gives_the_networks_logits(
 
 @pytest.mark.parametrize("name", FILES)
 def test_floats_which_could_be_scaled_either_way_are_refused(
-    name: str, exported: tuple[Path, list[dict[str, Any]]]
+    name: str, exported: tuple[Path, list[export.Export]]
 ) -> None:
     with pytest.raises(Exception, match=r"uint8|Byte"):  # noqa: B017, PT011 each runtime has its own kind
         RUN[name](exported[0] / name, torch.rand(1, 3, 32, 32))
 
 
-def test_what_was_made_and_how_it_was_verified_is_told(exported: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_what_was_made_and_how_it_was_verified_is_told(exported: tuple[Path, list[export.Export]]) -> None:
     onnx, program = exported[1]
-    assert onnx["file"] == "model.onnx"
-    assert (onnx["format"], onnx["opset"]) == ("ONNX", 18)
-    assert onnx["versions"] == {"torch": torch.__version__, "onnx": importlib.metadata.version("onnx")}
-    assert onnx["verified_with"] == f"onnxruntime {onnxruntime.__version__}"
-    assert program["file"] == "model.pt2"
-    assert program["format"] == "torch.export"
-    assert program["verified_with"] == f"torch {torch.__version__}"
+    assert onnx.path == exported[0] / "model.onnx"
+    assert (onnx.format, onnx.opset) == ("ONNX", 18)
+    assert onnx.versions == {"torch": torch.__version__, "onnx": importlib.metadata.version("onnx")}
+    assert onnx.verified_with == f"onnxruntime {onnxruntime.__version__}"
+    assert program.path == exported[0] / "model.pt2"
+    assert (program.format, program.opset) == ("torch.export", None)
+    assert program.verified_with == f"torch {torch.__version__}"
     for entry in exported[1]:
-        assert 0 <= entry["max_abs_difference"] < 1e-4
-        assert json.loads(json.dumps(entry)) == entry
+        assert 0 <= entry.max_abs_difference < 1e-4
 
 
-def test_the_files_name_no_path_of_this_machine(exported: tuple[Path, list[dict[str, Any]]]) -> None:
+def test_the_files_name_no_path_of_this_machine(exported: tuple[Path, list[export.Export]]) -> None:
     folder = exported[0]
     with zipfile.ZipFile(folder / "model.pt2") as archive:
         contents = [archive.read(name) for name in archive.namelist()]
@@ -100,7 +99,7 @@ def test_the_files_name_no_path_of_this_machine(exported: tuple[Path, list[dict[
 
 
 def test_the_cards_own_lines_classify_a_photo_without_s8lib(
-    exported: tuple[Path, list[dict[str, Any]]], model: s8.WideResNet
+    exported: tuple[Path, list[export.Export]], model: s8.WideResNet
 ) -> None:
     folder, entries = exported
     photo = Image.effect_noise((120, 80), 90).convert("RGB")
@@ -139,7 +138,7 @@ def test_what_is_not_a_number_does_not_verify() -> None:
     torch.nn.init.constant_(broken.fc.bias, float("nan"))
     network = export._from_pixels(broken)
     with pytest.raises(export.ExportError, match="differ"):
-        export._verify(network, network, "model.pt2")
+        export._verify(network, network, Path("model.pt2"))
 
 
 def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +156,6 @@ def test_without_its_packages_the_onnx_file_is_not_made_or_not_verified_and_that
         assert os.listdir(tmp_path) == []
     without("onnxruntime", monkeypatch)
     entry = export.export_onnx(model, tmp_path / "model.onnx")
-    assert (entry["verified_with"], entry["max_abs_difference"]) == (None, None)
+    assert (entry.verified_with, entry.max_abs_difference) == (None, None)
     assert "Not verified: ONNX Runtime was not installed." in export.how_to_run([entry])
     assert os.listdir(tmp_path) == ["model.onnx"]

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import s8lib as s8
+from s8lib.export import CALLS, Export
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, Run, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, serve
@@ -180,6 +181,26 @@ def test_an_answer_that_is_lost_does_not_make_a_second_commit(
     assert "could not be sent" in lines[0]
     assert lines[1] == f"epoch 3 is on the Hub: {hub.url}/{NAME}/commit/{hub.commits(NAME)[0].oid}"
     assert len(hub.commits(NAME)) == 1
+
+
+def test_exports_come_with_the_weights_they_are_of_and_go_with_the_next_commit_that_brings_none(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = Run(tmp_path / "run").epochs(1), publisher(lines)
+    files = [tmp_path / "model.onnx", tmp_path / "model.pt2"]
+    for path in files:
+        path.write_text(path.name)
+    exports = [Export(path, kind, {"torch": "2"}, None, None) for path, kind in zip(files, CALLS, strict=True)]
+    address = publishing.publish(run.folder, exports)
+    publishing.publish(run.folder)
+    with_them, without = hub.commits(NAME)
+    assert address.endswith(f"/commit/{with_them.oid}")
+    assert {path.name: with_them.files[path.name].content.decode() for path in files} == {
+        path.name: path.name for path in files
+    }
+    assert "`model.onnx` is ONNX" in with_them.files["README.md"].content.decode()
+    check_consistent(without, 1, tmp_path)
+    assert "model.onnx" not in without.files["README.md"].content.decode()
 
 
 def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_all_with_the_command_that_was_said(

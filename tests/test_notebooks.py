@@ -1,4 +1,4 @@
-"""The notebooks as they are stored, and the training notebook on a Colab that loses its machine."""
+"""The notebooks as they are stored; the first on a Colab that loses its machine, the second up to the Hub."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbval.plugin import get_sanitize_patterns
 
 import s8lib as s8
+from s8lib.metrics import predict_logits
+from tests.hub_endpoints import WRITE
+from tests.hub_runs import NAME, in_process
+from tests.local_hub import serve
 from tests.runs import assert_same_bits, outcome
 
 ROOT = Path(s8.__file__).parents[1]
@@ -63,6 +68,26 @@ def test_of_a_compared_output_only_what_differs_between_runs_is_passed_over() ->
     assert compared("Params size (MB): 2.68") == "Params size (MB): 2.68"
 
 
+def opened(name: str, **settings: object) -> nbformat.NotebookNode:
+    """The code cells of a notebook, with values of its form as given."""
+    notebook = nbformat.read(ROOT / name, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    (form,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    for setting, value in settings.items():
+        form.source, filled_in = re.subn(rf"(?m)^{setting} = .*", f"{setting} = {value!r}", form.source)
+        assert filled_in == 1, setting
+    for cell in notebook.cells:
+        cell.outputs = []
+    return notebook
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str, str]) -> str:
+    """Run all cells in a new kernel; what they printed."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "S8_DATA": "synthetic"} | environment
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute(env=environment)
+    return outputs(notebook)
+
+
 class FakeColab:
     """A fake Colab: the machine goes with `lose_machine`, its Drive stays."""
 
@@ -71,43 +96,34 @@ class FakeColab:
         self.content.mkdir(parents=True)
         self.drive.mkdir()
         self.kept = self.drive / "s8lib-runs" / RUN
+        self.environment = {
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "fake_colab"), str(ROOT)]),
+            "COLAB_RELEASE_TAG": "release",
+            "FAKE_COLAB_CONTENT": str(self.content),
+            "FAKE_COLAB_DRIVE": str(self.drive),
+        }
 
     def lose_machine(self) -> None:
         shutil.rmtree(self.content)
         self.content.mkdir()
 
     def run_all(self, die_in_epoch: int | None = None, faults: dict[str, int] | None = None) -> str:
-        """Run the notebook from the top, through training, in a new kernel; what it printed.
+        """Run the training notebook from the top, through training, in a new kernel; what it printed.
 
         In epoch `die_in_epoch` the kernel gets SIGKILL, once the epoch before is logged and its copy has ended.
         """
-        notebook = nbformat.read(ROOT / "session_8.ipynb", as_version=4)
-        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-        (training,) = (number for number, cell in enumerate(cells) if "s8.train(" in cell.source)
-        notebook.cells = cells[: training + 1]
-        for cell in notebook.cells:
-            cell.outputs = []
-            cell.source = cell.source.replace("EPOCHS = 0", f"EPOCHS = {EPOCHS}").replace(
-                '"default"', f'"{MODEL}"', 1
-            )
-        if die_in_epoch:
-            cells[training].source = DYING.format(epoch=die_in_epoch) + cells[training].source.replace(
-                "watch=s8.report.LiveCurves(recipe)", "watch=die"
-            )
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "fake_colab"), str(ROOT)]),
-            "COLAB_RELEASE_TAG": "release",
-            "FAKE_COLAB_CONTENT": str(self.content),
-            "FAKE_COLAB_DRIVE": str(self.drive),
-            "FAKE_DRIVE": json.dumps(faults or {}),
-            "S8_DATA": "synthetic",
-        }
-        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": self.content}})
-        if die_in_epoch:
-            with pytest.raises(DeadKernelError):
-                client.execute(env=environment)
-        else:
-            client.execute(env=environment)
+        notebook = opened("session_8.ipynb", MODEL=MODEL, EPOCHS=EPOCHS)
+        (number,) = (number for number, cell in enumerate(notebook.cells) if "s8.train(" in cell.source)
+        del notebook.cells[number + 1 :]
+        environment = self.environment | {"FAKE_DRIVE": json.dumps(faults or {})}
+        if not die_in_epoch:
+            return execute(notebook, self.content, environment)
+        training = notebook.cells[number]
+        training.source = DYING.format(epoch=die_in_epoch) + training.source.replace(
+            "watch=s8.report.LiveCurves(recipe)", "watch=die"
+        )
+        with pytest.raises(DeadKernelError):
+            execute(notebook, self.content, environment)
         return outputs(notebook)
 
 
@@ -196,3 +212,57 @@ def test_a_full_drive_stops_no_training_and_keeps_the_newest_checkpoint_it_has_r
     said = colab.run_all(faults=room)
     assert "finished: final epoch 4" in said
     assert_same_end(colab.content / "runs" / RUN, uninterrupted)
+
+
+def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best(
+    tmp_path: Path, uninterrupted: Path
+) -> None:
+    colab = FakeColab(tmp_path)
+    shutil.copytree(uninterrupted.parents[2] / "My Drive", colab.drive, dirs_exist_ok=True)
+    publishing = opened("save_to_hugging_face.ipynb", HUB_REPO=NAME, PUSH=True)
+    with serve() as hub:
+        at_hub = hub.environment(tmp_path / "home")
+        said = execute(publishing, colab.content, colab.environment | at_hub | {"FAKE_COLAB_SECRET": WRITE})
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        again = execute(opened("save_to_hugging_face.ipynb", RUN=NAME, HUB_REPO=NAME), elsewhere, at_hub)
+        images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        stranger = in_process(hub, tmp_path / "strangers home", STRANGER, images=images.tolist())
+    (commit,) = hub.commits(NAME)
+    assert {"model.onnx", "model.pt2", "README.md", f"checkpoints/epoch_{EPOCHS:03d}.pt"} <= commit.files.keys()
+
+    log = s8.EpochLog.read(uninterrupted / "epoch_log.csv")
+    best_epoch, best = s8.RunFolder(uninterrupted).best_weights() or (0, Path())
+    assert best_epoch == log.best.epoch
+    assert commit.files["model.safetensors"].content == (best / "model.safetensors").read_bytes()
+    assert stranger["logits"] == predict_logits(s8.load_model(best), images, "fp32").tolist()
+    assert stranger["figures"] == [round(log.best.test_acc, 2), round(log.best.test_top5, 2)]
+
+    logged = f"logged in epoch {best_epoch}: {log.best.test_acc:.2f}%; now: {log.best.test_acc:.2f}%, as logged"
+    for text, source in ((said, "from the Hub"), (again, "from the run")):
+        assert logged in text
+        assert f"epoch {best_epoch}, {source}: sha256 equal" in text
+        assert "logits of 32 test images equal" in text
+    assert f"epoch {EPOCHS} is on the Hub: {hub.url}/{NAME}/commit/{commit.oid}" in said
+    assert f"it now holds epoch {EPOCHS} of {NAME} on the Hub" in again
+    assert "PUSH is off: nothing was sent" in again
+
+    written = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert not any(WRITE.encode() in content for content in (said.encode(), *map(Path.read_bytes, written)))
+
+
+STRANGER = """
+import torch
+import s8lib as s8
+from huggingface_hub import ModelCard, __version__
+from s8lib.metrics import predict_logits
+
+card = ModelCard.load(name)
+if not __version__.startswith("1."):  # which asks huggingface.co, whatever HF_ENDPOINT says
+    card.validate()
+model = s8.WideResNet.from_pretrained(name)
+out = {
+    "logits": predict_logits(model, torch.tensor(images, dtype=torch.uint8), "fp32").tolist(),
+    "figures": [result.metric_value for result in card.data.eval_results],
+}
+"""

@@ -133,6 +133,23 @@ def test_the_epoch_table_has_a_line_an_epoch_and_stars_the_best() -> None:
     assert max(map(len, lines)) <= 115
 
 
+def test_the_overview_names_network_recipe_epochs_best_final_and_sizes(run: s8.RunFolder) -> None:
+    log, best = s8.EpochLog.read(run.path / "epoch_log.csv"), run.manifest()["best"]
+    rows = {line[:12].strip(): line[12:] for line in report.overview(run).splitlines()}
+    assert (
+        rows["network"] == f"wrn-10-1, {sum(tensor.numel() for tensor in small_model().parameters()):,} parameters"
+    )
+    assert rows["epochs"].startswith("6 of 6, in ")
+    scores = "epoch {0.epoch}: {0.test_acc:.2f}% top-1, {0.test_top5:.2f}% top-5 on the test set"
+    assert rows["best"] == scores.format(log.best)
+    assert rows["chosen on"] == "the test set itself, which flatters it"
+    assert rows["final"] == scores.format(log[-1])
+    assert rows["weights"].startswith(
+        f"of epoch {best['epoch']}, {best['bytes'] / 1e3:.1f} kB, sha256 {best['sha256'][:9]}"
+    )
+    assert rows["checkpoint"].startswith("of epoch 6, ")
+
+
 def test_a_report_holds_every_file_and_the_runs_own_numbers(
     run: s8.RunFolder, written: dict[str, Path], tiny: s8.Cifar100
 ) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
 import s8lib as s8
 from s8lib import augment, report
 from s8lib.metrics import metrics_of
+from s8lib.predict import prepare
 from tests.runs import RECIPE, small_model
 
 
@@ -178,3 +180,18 @@ def test_live_curves_renew_one_picture_and_always_show_the_last_epoch(monkeypatc
         watch(log)
     assert shown[-1] == ("renewed", RECIPE.epochs)
     assert len(shown) == 2, "these epochs are far shorter than a picture, so those between are passed over"
+
+
+def test_guesses_are_the_networks_five_likeliest_classes_beside_what_it_saw(data: s8.Cifar100) -> None:
+    model = small_model()
+    pictures = [data.test.images[0], Image.new("RGB", (90, 60), "red"), data.test.images[1]]
+    figure = report.guesses(model, pictures, data.classes)
+    bars = [ax for ax in figure.axes if ax.containers]
+    for ax, picture, expected in zip(bars, pictures, s8.predict(model, pictures, data.classes), strict=True):
+        assert [bar.get_width() for bar in ax.containers[0]] == pytest.approx([p for _, p in expected])
+        named = [label.get_text() for label in ax.get_yticklabels()]
+        assert named == [guess.name.replace("_", " ") for guess in expected]
+        assert f"{100 * expected[0].probability:.0f}%" in [text.get_text() for text in ax.texts]
+        seen = shown_images(figure)[bars.index(ax)]
+        assert np.array_equal(seen, prepare(picture)[0].permute(1, 2, 0).numpy())
+    assert "true: a boat" in texts(report.guesses(model, pictures[:1], data.classes, ["true: a boat"]))

@@ -41,13 +41,18 @@ def run(notebook: Path, folder: Path, executed: Path) -> None:
         nbformat.write(content, executed)
 
 
-def store(notebook: Path) -> None:
-    """Execute `notebook` in a folder that holds only `results/`; keep its outputs as a front end shows them."""
+def store(notebooks: list[Path]) -> None:
+    """Execute `notebooks`, in their order, in a folder that holds only `results/`, and keep their outputs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "results", folder / "results")
-        run(notebook, folder, folder / notebook.name)
-        content = nbformat.read(folder / notebook.name, as_version=4)
+        for notebook in notebooks:
+            run(notebook, folder, folder / notebook.name)
+            keep(nbformat.read(folder / notebook.name, as_version=4), notebook)
+
+
+def keep(content: nbformat.NotebookNode, notebook: Path) -> None:
+    """Write what was executed to `notebook`, with its outputs as a front end shows them."""
     for cell in content.cells:
         cell.metadata.pop("execution", None)  # times, which would change with every run
         for output in cell.get("outputs", []):
@@ -67,10 +72,10 @@ def main() -> None:
     parser.add_argument("command", choices=("run", "store"))
     parser.add_argument("notebooks", nargs="+", type=Path)
     options = parser.parse_args()
-    for notebook in options.notebooks:
-        if options.command == "store":
-            store(notebook)
-        else:
+    if options.command == "store":
+        store(options.notebooks)
+    else:
+        for notebook in options.notebooks:
             run(notebook, notebook.resolve().parent, EXECUTED / notebook.name)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from s8lib.checkpoint import RunFolder
-from s8lib.epoch_log import EpochLog
+from s8lib.epoch_log import Epoch, EpochLog, selector
+from s8lib.report.write import read
 
 WHAT = {
     "checkpoints": "what a resume needs, the newest epochs",
@@ -23,6 +24,8 @@ WHAT = {
     "mistakes.png": "its most confident mistakes",
     "reliability.png": "whether its confidence can be trusted",
     "report.json": "every number",
+    "model.onnx": "the best weights as ONNX",
+    "model.pt2": "the best weights as a torch.export program",
 }
 
 
@@ -40,6 +43,35 @@ def epoch_table(log: EpochLog, last: int | None = None) -> str:
         for row in log.rows[-last if last else None :]
     ]
     return "\n".join([head, *rows])
+
+
+def overview(run: RunFolder) -> str:
+    """What a run is and how far it came, as text: network, recipe, epochs, best, final, sizes.
+
+    Raises:
+        RunError: it holds no finished epoch, or its best weights are damaged.
+    """
+    recipe, log, model = read(run)
+    manifest, sessions = run.manifest(), run.read_json("environment.json", default=[])
+    newest = max(manifest["checkpoints"].values(), key=lambda entry: entry["epoch"])
+    best, minutes = manifest["best"], sum(row.seconds for row in log) / 60
+    rows = {
+        "run": run.path.name,
+        "network": f"{recipe.model}, {sum(weights.numel() for weights in model.parameters()):,} parameters",
+        "recipe": f"{recipe.name}, seed {recipe.seed}",
+        "data": sessions[-1].get("data", "unnamed") if sessions else "unnamed",
+        "epochs": f"{len(log)} of {recipe.epochs}, in {minutes:.1f} minutes",
+        "best": _scores(log.best),
+        "chosen on": selector(log.best.holdout_acc is not None),
+        "final": _scores(log[-1]),
+        "weights": f"of epoch {best['epoch']}, {_size(best['bytes'])}, sha256 {best['sha256'][:16]}...",
+        "checkpoint": f"of epoch {newest['epoch']}, {_size(newest['bytes'])}",
+    }
+    return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
+
+
+def _scores(row: Epoch) -> str:
+    return f"epoch {row.epoch}: {row.test_acc:.2f}% top-1, {row.test_top5:.2f}% top-5 on the test set"
 
 
 def contents(run: RunFolder) -> str:

@@ -1,0 +1,98 @@
+"""A run that was trained before is found by what people know of it, and measured on what it was trained on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import s8lib as s8
+from s8lib.card import CIFAR100_FINGERPRINT
+from tests.hub_endpoints import WRITE
+from tests.hub_runs import NAME, Run, in_process
+from tests.local_hub import serve
+from tests.runs import recipe, train
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two runs, `older` and `newer`, by when they were last saved."""
+    kept = tmp_path_factory.mktemp("kept")
+    for seconds, name in enumerate(("newer", "older")):
+        Run(kept / name).epochs(2)
+        saved = (kept / name / "manifest.json").stat().st_mtime
+        os.utime(kept / name / "manifest.json", (saved - 60 * seconds,) * 2)
+    return kept
+
+
+def test_a_run_is_found_as_the_newest_by_its_name_or_by_its_folder(kept: Path, tmp_path: Path) -> None:
+    assert s8.find_run("", kept).path == kept / "newer"
+    assert s8.find_run(" older ", kept).path == kept / "older"
+    assert s8.find_run(str(kept / "older"), tmp_path).path == kept / "older"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_run_is_said_in_a_sentence(kept: Path, tmp_path: Path) -> None:
+    with pytest.raises(s8.RunError, match="holds no run: train one first, with session_8.ipynb"):
+        s8.find_run("", tmp_path)
+    with pytest.raises(s8.RunError, match="'oldest' is no run in .*, no run's folder and no USER/NAME on the Hub"):
+        s8.find_run("oldest", kept)
+    s8.RunFolder(tmp_path / "begun").path.mkdir()
+    s8.RunFolder(tmp_path / "begun").write_json("manifest.json", {"checkpoints": {}, "best": None})
+    with pytest.raises(s8.RunError, match="begun holds no finished epoch: train there first"):
+        s8.find_run("begun", tmp_path)
+
+
+FIND = """
+import s8lib as s8
+out, lines = [], []
+for repository in [name, name, "tester/card-only"]:
+    try:
+        run = s8.find_run(repository, folder, lines.append)
+        out.append([str(run.path), run.last_epoch(), run.best_weights()[0]])
+    except s8.HubError as error:
+        out.append(str(error))
+out.append(lines)
+"""
+PUBLISH = """
+import s8lib as s8
+from huggingface_hub import HfApi
+s8.HubPublisher(name, token=token).publish(s8.RunFolder(run))
+api = HfApi(token=token)
+api.create_repo("tester/card-only")
+api.upload_file(path_or_fileobj=b"# Nothing", path_in_repo="README.md", repo_id="tester/card-only")
+out = None
+"""
+
+
+def test_a_run_is_found_on_the_hub_and_fetched_once(kept: Path, tmp_path: Path) -> None:
+    with serve() as hub:
+        in_process(hub, tmp_path / "home", PUBLISH, run=kept / "newer")
+        first, second, card_only, lines = in_process(hub, tmp_path / "home", FIND, folder=tmp_path)
+    assert first == second == [str(tmp_path / "tester--net"), 2, 2]
+    assert card_only == "tester/card-only on the Hub holds no run of s8lib: name another repository"
+    assert len(lines) == 2
+    assert f"was empty: it now holds epoch 2 of {NAME} on the Hub" in lines[0]
+    assert lines[1].endswith("tester--net holds epoch 2 already: remove that folder to fetch anew")
+    assert WRITE not in str(lines)
+
+
+@pytest.fixture
+def trained(tmp_path: Path, tiny: s8.Cifar100) -> s8.RunFolder:
+    train(tmp_path / "run", tiny, recipe=recipe(epochs=1, phase1_epochs=0, warmup_epochs=0))
+    return s8.RunFolder(tmp_path / "run")
+
+
+def test_a_run_on_data_of_its_own_is_not_measured_on_other_data(trained: s8.RunFolder) -> None:
+    with pytest.raises(
+        s8.RunError, match="was trained on other data than synthetic.*: it cannot be measured here"
+    ):
+        s8.data_of(trained)
+
+
+def test_a_run_on_cifar100_is_measured_on_cifar100(trained: s8.RunFolder, real: s8.Cifar100) -> None:
+    manifest = trained.manifest()
+    manifest["identity"]["data"]["sha256"] = CIFAR100_FINGERPRINT
+    trained.write_json("manifest.json", manifest)
+    assert s8.data_of(trained).fingerprint() == real.fingerprint()
