@@ -1,5 +1,6 @@
-"""What a run looks like: tables, pictures and the video, made from what the run left on disk."""
+"""What a run looks like: tables, pictures, the video and the model card, made from what the run left on disk."""
 
+from s8lib.card import make_card
 from s8lib.report.architecture import architecture
 from s8lib.report.curves import curves
 from s8lib.report.evaluation import Evaluation, evaluation
@@ -26,6 +27,7 @@ __all__ = [
     "epoch_table",
     "evaluation",
     "guesses",
+    "make_card",
     "overview",
     "read",
     "reference_runs",
