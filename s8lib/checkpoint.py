@@ -271,6 +271,20 @@ class RunFolder:
         shutil.rmtree(self._new_best)
 
 
+def differences(there: dict[str, Any] | None, here: dict[str, Any] | None) -> str:
+    """How the identities of two runs differ; "" if they are one run.
+
+    A recipe's name is no difference, nor is a value that one of the two does not know: another version wrote it.
+    """
+    there, here = there or {}, here or {}
+    return "; ".join(
+        f"{part} {key} is {there[part][key]!r} there and {here[part][key]!r} here"
+        for part in sorted(there.keys() & here.keys())
+        for key in sorted(there[part].keys() & here[part].keys())
+        if there[part][key] != here[part][key] and (part, key) != ("recipe", "name")
+    )
+
+
 def how_to_go_on(run: RunFolder | None) -> str:
     """What someone whose run has just stopped needs to know, as the end of a sentence."""
     last = run.last_epoch() if run else None

@@ -65,7 +65,6 @@ def _train(options: argparse.Namespace) -> None:
         print(f"run folder: {run.path}")
         if options.hub_repo:
             hub = HubPublisher(options.hub_repo, private=options.hub_private)
-            hub.fetch(run)
     train(
         recipe,
         model,

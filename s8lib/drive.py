@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.drive_folder import DriveFolder, differences, newest_first
+from s8lib.checkpoint import RunError, RunFolder, differences
+from s8lib.drive_folder import DriveFolder, newest_first
 from s8lib.weights import CONFIG, SAFETENSORS
 
 PATIENCE = 600.0  # seconds; a Drive that needs longer for WRN-28-10 takes less than a megabyte a second

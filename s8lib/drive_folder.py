@@ -19,7 +19,7 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from s8lib.checkpoint import KEEP
+from s8lib.checkpoint import KEEP, differences
 from s8lib.files import PARTIAL, digest, holds, identity, replacing
 from s8lib.weights import CONFIG, SAFETENSORS
 
@@ -226,20 +226,6 @@ class _NotWhatItSays(Exception):
 def newest_first(manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The checkpoints that a manifest names, with their entries."""
     return sorted(manifest["checkpoints"].items(), key=lambda item: item[1]["epoch"], reverse=True)
-
-
-def differences(there: dict[str, Any] | None, here: dict[str, Any] | None) -> str:
-    """How the identities of two runs differ; "" if they are one run.
-
-    A recipe's name is no difference, nor is a value that one of the two does not know: another version wrote it.
-    """
-    there, here = there or {}, here or {}
-    return "; ".join(
-        f"{part} {key} is {there[part][key]!r} there and {here[part][key]!r} here"
-        for part in sorted(there.keys() & here.keys())
-        for key in sorted(there[part].keys() & here[part].keys())
-        if there[part][key] != here[part][key] and (part, key) != ("recipe", "name")
-    )
 
 
 def _make_folder(path: Path) -> None:

@@ -17,7 +17,7 @@ from s8lib.checkpoint import RunError, RunFolder
 from s8lib.epoch_log import EpochLog
 from s8lib.export import Export
 from s8lib.hub_process import TICK, HubProcess, Outcome
-from s8lib.hub_repo import HubError, fetch_run, snapshot, stage, unstage
+from s8lib.hub_repo import HubError, fetch_run, receive_run, snapshot, stage, unstage
 from s8lib.progress import progress_bar
 
 CHECK_LIMIT = 30.0  # seconds that the first look at the Hub may take
@@ -71,16 +71,23 @@ class HubPublisher:
         if first_look.error:
             say(f"{repo_id} on the Hub is out of reach ({first_look.error}): tried again when a commit is due")
 
-    def fetch(self, run: RunFolder) -> bool:
-        """`fetch_run` from this repository, before training; a Hub that is out of reach is said, not raised."""
-        problem = "" if self._checked else "it is out of reach"
+    def fetch(self, run: RunFolder, identity: dict[str, Any]) -> bool:
+        """Bring the run from this repository into its empty folder, which is locked, if it is the one that trains.
+
+        A Hub that is out of reach is said, not raised.
+
+        Raises:
+            RunError: what the repository holds of this run is damaged.
+        """
+        problem = "it is out of reach"
         try:
             if self._checked:
-                return fetch_run(self.repo_id, run, self._account["token"])
+                return receive_run(self.repo_id, run, self._account["token"], identity=identity)
+        except HubError as error:
+            raise RunError(f"{error}, or train into another repository") from error
         except ConnectionError as error:
             problem = str(error)
-        if run.last_epoch() is None:
-            self.say(f"whether {self.repo_id} holds epochs to go on from is unknown ({problem}): starting without")
+        self.say(f"whether {self.repo_id} holds epochs to go on from is unknown ({problem}): starting without")
         return False
 
     def after_epoch(self, run: RunFolder, log: EpochLog) -> None:

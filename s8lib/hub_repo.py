@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from s8lib.checkpoint import RunError, RunFolder
+from s8lib.checkpoint import RunError, RunFolder, differences
 from s8lib.download import one_line
 from s8lib.epoch_log import EpochLog
 from s8lib.export import Export
@@ -18,7 +19,8 @@ from s8lib.files import holds
 from s8lib.weights import CONFIG, SAFETENSORS
 
 OUTGOING, ARRIVING = ".hub/outgoing", ".hub/arriving"  # in the run folder, for as long as they are needed
-_SMALL = (CONFIG, "epoch_log.csv", "recipe.json", "environment.json", "manifest.json")
+MANIFEST = "manifest.json"
+_SMALL = (CONFIG, "epoch_log.csv", "recipe.json", "environment.json", MANIFEST)
 
 
 class HubError(ValueError):
@@ -63,7 +65,7 @@ def snapshot(run: RunFolder, log: EpochLog, repo_id: str, exports: Sequence[Expo
             SAFETENSORS: held[1] / SAFETENSORS,
             CONFIG: held[1] / CONFIG,
             f"checkpoints/{name}": run.checkpoints / name,
-            "manifest.json": json.dumps(manifest_of_it, indent=2) + "\n",
+            MANIFEST: json.dumps(manifest_of_it, indent=2) + "\n",
             "epoch_log.csv": log.to_csv(),
             "README.md": str(make_card(run, repo_id, log, exports)),
             **{file: run.path / file for file in small if (run.path / file).exists()},
@@ -114,66 +116,91 @@ def fetch_run(repo_id: str, run: RunFolder, token: str | bool | None = None, rev
         ConnectionError: the Hub cannot be reached, or the connection broke; nothing was changed.
         RunError: another process is training in the folder.
     """
+    with RunFolder(run.path).lock():  # without its mirror, which may hold later epochs and must not follow this
+        return run.last_epoch() is None and receive_run(repo_id, run, token, revision)
+
+
+def receive_run(
+    repo_id: str,
+    run: RunFolder,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    identity: dict[str, Any] | None = None,
+) -> bool:
+    """`fetch_run` into a folder that is locked and holds no epoch.
+
+    Args:
+        identity: of the run that is wanted; another one is told and left there.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError
 
-    with RunFolder(run.path).lock():  # without its mirror, which may hold later epochs and must not follow this
-        if run.last_epoch() is not None:
+    arriving = run.path / ARRIVING
+    try:
+        api = HfApi(token=token)
+        info = api.model_info(repo_id, revision=revision, timeout=30)
+        held = {sibling.rfilename for sibling in info.siblings or ()}
+        if MANIFEST not in held:
             return False
-        try:
-            api = HfApi(token=token)
-            info = api.model_info(repo_id, revision=revision, timeout=30)
-            held = [sibling.rfilename for sibling in info.siblings or ()]
-            if "manifest.json" not in held:
-                return False
-            unstage(run.path)
-            for name in filter(_belongs_to_a_run, held):
-                api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=run.path / ARRIVING)
-            epoch = _move_in(run, run.path / ARRIVING)
-        except HFValidationError as error:
-            raise HubError(f"{repo_id!r} is no name of a repository: write USER/NAME") from error
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status in (401, 403, 404):
-                raise HubError(f"the Hub has no {repo_id} that this token may read ({status})") from None
-            raise ConnectionError(f"the Hub does not deliver {repo_id}: it answered {status}") from None
-        # HTTPError (httpx's or httpx2's), LocalEntryNotFoundError: no connection, or one that breaks.
-        # RuntimeError: the same in the client's Xet transport.
-        except (HTTPError, LocalEntryNotFoundError, RuntimeError) as error:
-            raise ConnectionError(f"the Hub does not deliver {repo_id}: {one_line(error)}") from None
-        finally:
-            unstage(run.path)
+        unstage(run.path)
+        api.hf_hub_download(repo_id, MANIFEST, revision=info.sha, local_dir=arriving)
+        manifest = _read_manifest(arriving / MANIFEST)
+        if another := differences(manifest["identity"], identity):
+            run.say(f"{repo_id} on the Hub holds another run ({another}): this one starts without")
+            return False
+        for name in filter(_belongs_to_a_run, held):
+            api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=arriving)
+        epoch = _move_in(run, arriving, manifest)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name of a repository: write USER/NAME") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403, 404):
+            raise HubError(f"the Hub has no {repo_id} that this token may read ({status})") from None
+        raise ConnectionError(f"the Hub does not deliver {repo_id}: it answered {status}") from None
+    # HTTPError (httpx's or httpx2's), LocalEntryNotFoundError: no connection, or one that breaks.
+    # RuntimeError: the same in the client's Xet transport.
+    except (HTTPError, LocalEntryNotFoundError, RuntimeError) as error:
+        raise ConnectionError(f"the Hub does not deliver {repo_id}: {one_line(error)}") from None
+    finally:
+        unstage(run.path)
     run.say(
         f"{run.path} was empty: it now holds epoch {epoch} of {repo_id} on the Hub, commit {str(info.sha)[:7]}"
     )
     return True
 
 
-def _move_in(run: RunFolder, arriving: Path) -> int:
-    """Put the files in their places if all verify; their epoch. Until the manifest says so, nothing arrived."""
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest of one checkpoint, as `snapshot` wrote it."""
     try:
-        manifest = json.loads((arriving / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         ((name, checkpoint),) = manifest["checkpoints"].items()
         if not _belongs_to_a_run(f"checkpoints/{name}"):  # what leads out of the folder, for one
             raise ValueError(f"{name!r} is no checkpoint")
-        epoch = int(checkpoint["epoch"])
-        vouched_for = {f"checkpoints/{name}": dict(checkpoint), SAFETENSORS: dict(manifest["best"])}
+        known = {"best": dict(manifest["best"]), "identity": manifest.get("identity")}
+        return known | {"checkpoints": {name: {**checkpoint, "epoch": int(checkpoint["epoch"])}}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise HubError(f"manifest.json on the Hub is not that of a run ({error})") from error
+        raise HubError(f"{MANIFEST} on the Hub is not that of a run ({error})") from error
+
+
+def _move_in(run: RunFolder, arriving: Path, manifest: dict[str, Any]) -> int:
+    """Put the files in their places if all verify; their epoch. Until the manifest says so, nothing arrived."""
+    ((name, checkpoint),) = manifest["checkpoints"].items()
+    vouched_for = {f"checkpoints/{name}": checkpoint, SAFETENSORS: manifest["best"]}
     for file, entry in vouched_for.items():
         if not holds(arriving / file, entry):
             raise HubError(f"{file} on the Hub is not what its manifest.json says: fetch another revision")
     for file in _SMALL:
         if not (arriving / file).is_file():
             raise HubError(f"the run on the Hub lacks its {file}: fetch another revision")
-    run.write_json("manifest.json", {"checkpoints": {}, "best": None})
+    run.write_json(MANIFEST, {"checkpoints": {}, "best": None})
     run.best.mkdir(exist_ok=True)
     os.replace(arriving / CONFIG, run.best / CONFIG)
     os.replace(arriving / SAFETENSORS, run.best / SAFETENSORS)
     for file in (f"checkpoints/{name}", "epoch_log.csv", "recipe.json", "environment.json"):
         os.replace(arriving / file, run.path / file)
-    run.write_json("manifest.json", manifest)
-    return epoch
+    run.write_json(MANIFEST, manifest)
+    return checkpoint["epoch"]
 
 
 def _belongs_to_a_run(name: str) -> bool:

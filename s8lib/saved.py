@@ -10,9 +10,7 @@ from s8lib.checkpoint import RunError, RunFolder
 from s8lib.colab import run_folder, runs_here
 from s8lib.data import Cifar100
 from s8lib.defaults import SYNTHETIC, choose_data
-from s8lib.hub_repo import HubError, fetch_run
-
-MANIFEST = "manifest.json"
+from s8lib.hub_repo import MANIFEST, HubError, fetch_run
 
 
 def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[str], None] = print) -> RunFolder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -15,6 +15,23 @@ from s8lib.epoch_log import EpochLog
 from s8lib.models import Network
 from s8lib.recipe import Recipe, RecipeError
 from s8lib.weights import ModelError
+
+
+class Publisher(Protocol):
+    """What `train` tells whoever publishes a run; no call may block for long, and only `fetch` may raise."""
+
+    def fetch(self, run: RunFolder, identity: dict[str, Any]) -> bool:
+        """Bring what was published of this very run into its empty folder, which is locked; whether there was any.
+
+        Raises:
+            RunError: what was published cannot be used; a run never starts over silently.
+        """
+
+    def after_epoch(self, run: RunFolder, log: EpochLog) -> None:
+        """The epoch's checkpoint is complete in `run`."""
+
+    def finish(self, run: RunFolder, log: EpochLog) -> None:
+        """Training is over."""
 
 
 def check_fit(
@@ -51,12 +68,19 @@ def open_session(run: RunFolder, recipe: Recipe, log: EpochLog, settings: dict[s
     run.write_json("environment.json", [*sessions, {"from_epoch": len(log) + 1, **settings}])
 
 
-def claim(run: RunFolder | None, stack: contextlib.ExitStack) -> dict[str, Any] | RunError | None:
-    """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
+def claim(
+    run: RunFolder | None, hub: Publisher | None, identity: dict[str, Any], stack: contextlib.ExitStack
+) -> dict[str, Any] | RunError | None:
+    """Lock the run folder for this process; its newest checkpoint, or else the published one, or why it cannot be
+    used, for every rank."""
     try:
-        if run:
-            stack.enter_context(run.lock())
-        return run.resume() if run else None
+        if run is None:
+            return None
+        stack.enter_context(run.lock())
+        saved = run.resume()
+        if saved is None and hub and hub.fetch(run, identity):
+            saved = run.resume()
+        return saved
     except RunError as error:
         return error
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -33,7 +32,7 @@ from s8lib.metrics import evaluate
 from s8lib.models import Network
 from s8lib.progress import progress_bar
 from s8lib.recipe import Recipe
-from s8lib.start import check_fit, claim, open_session, telling_how_to_go_on
+from s8lib.start import Publisher, check_fit, claim, open_session, telling_how_to_go_on
 from s8lib.state import TrainState, fresh_state, identity_of
 from s8lib.step import Forward, Step, loss_arguments
 
@@ -42,16 +41,6 @@ CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wa
 
 class NonFiniteLoss(RuntimeError):
     """Training diverged; the message names the epoch, the step and the last good checkpoint."""
-
-
-class Publisher(Protocol):
-    """What `train` tells whoever publishes a run; neither call may raise, nor block for long."""
-
-    def after_epoch(self, run: RunFolder, log: EpochLog) -> None:
-        """The epoch's checkpoint is complete in `run`."""
-
-    def finish(self, run: RunFolder, log: EpochLog) -> None:
-        """Training is over."""
 
 
 def train(
@@ -77,7 +66,7 @@ def train(
 
     Args:
         run: where checkpoints, best weights and the epoch log go; without it nothing is saved.
-        hub: is told after each epoch; needs `run`.
+        hub: is told after each epoch, and asked for what it has of this run if `run` holds no epoch.
         device: by default CUDA, MPS or the CPU, whichever comes first.
         precision: auto, bf16, fp16 or fp32; see `pick_precision`.
         compile: auto, on or off; see `pick_compile`. If the compiler fails, training goes on without it.
@@ -111,7 +100,7 @@ def train(
 
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         state = fresh_state(recipe, model, device, precision, identity_of(recipe, model, data, holdout))
-        saved = ranks.share(claim(run, stack))
+        saved = ranks.share(claim(run, hub, state.identity, stack))
         if isinstance(saved, RunError):
             raise saved
         if saved:

@@ -363,6 +363,28 @@ def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_
         train(new, data, recipe=dataclasses.replace(recipe, seed=4))
 
 
+ANOTHER = """
+import s8lib as s8
+from tests.runs import recipe, train
+data, lines = s8.synthetic_cifar100(seed=0, train=200, test=100), []
+hub = s8.HubPublisher(name, token=token, say=lines.append)
+for seed in (0, 4):
+    short = recipe(epochs=1, phase1_epochs=0, warmup_epochs=0, seed=seed)
+    train(f"{folder}/{seed}", data, recipe=short, hub=hub, lines=lines)
+out = lines
+"""
+
+
+def test_another_run_in_the_repository_is_left_there_and_its_place_is_taken(hub: LocalHub, tmp_path: Path) -> None:
+    said = in_process(hub, tmp_path / "home", ANOTHER, folder=tmp_path)
+    assert (
+        f"{NAME} on the Hub holds another run (recipe seed is 0 there and 4 here): this one starts without" in said
+    )
+    assert "was empty" not in " ".join(said)
+    seeds = [json.loads(commit.files["recipe.json"].content)["seed"] for commit in hub.commits(NAME)]
+    assert seeds == [0, 4]
+
+
 def test_only_a_whole_run_is_fetched(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
     run, publishing = Run(tmp_path / "run").epochs(2), publisher(lines)
     publishing.finish(run.folder, run.log)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -324,6 +325,11 @@ def test_the_publisher_hears_of_every_epoch_after_it_is_saved(tmp_path: Path, ti
         def __init__(self) -> None:
             self.heard: list[tuple[str, int]] = []
 
+        def fetch(self, run: s8.RunFolder, identity: dict[str, Any]) -> bool:
+            assert run.last_epoch() is None
+            self.heard.append(("fetch", identity["recipe"]["seed"]))
+            return False
+
         def after_epoch(self, run: s8.RunFolder, log: s8.EpochLog) -> None:
             assert f"epoch_{len(log):03d}.pt" in run.manifest()["checkpoints"]
             self.heard.append(("epoch", len(log)))
@@ -333,7 +339,9 @@ def test_the_publisher_hears_of_every_epoch_after_it_is_saved(tmp_path: Path, ti
 
     recorder = Recorder()
     train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), hub=recorder)
-    assert recorder.heard == [("epoch", 1), ("epoch", 2), ("finish", 2)]
+    assert recorder.heard == [("fetch", RECIPE.seed), ("epoch", 1), ("epoch", 2), ("finish", 2)]
+    train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), hub=recorder)
+    assert recorder.heard[4:] == [("finish", 2)], "a folder that holds epochs asks nobody for any"
 
 
 def test_the_loss_falls_on_real_images(real: s8.Cifar100) -> None:
