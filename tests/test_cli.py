@@ -192,7 +192,7 @@ def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
 def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
     tmp_path: Path, whole_run: tuple[Path, str]
 ) -> None:
-    settings = ("--set", "batch_size=250", "--set", "dropout=0.3", "--precision", "fp32")
+    settings = ("--set", "batch_size=250", "--set", "dropout=0.3", "--set", "image_size=8", "--precision", "fp32")
     code, output = torchrun(2, "-m", "--", "s8lib", *TRAIN, *settings, "--run", tmp_path / "two")
     assert code == 0, output
     assert output.count("epoch   1/3") == 1, "rank 0 alone speaks"

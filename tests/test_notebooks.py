@@ -89,12 +89,15 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, environment: dict[str
 
 
 class FakeColab:
-    """A fake Colab: the machine goes with `lose_machine`, its Drive stays."""
+    """A fake Colab, with a copy of `drive` if given: the machine goes with `lose_machine`, its Drive stays."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, drive: Path | None = None) -> None:
         self.content, self.drive = folder / "content", folder / "My Drive"
         self.content.mkdir(parents=True)
-        self.drive.mkdir()
+        if drive:
+            shutil.copytree(drive, self.drive)
+        else:
+            self.drive.mkdir()
         self.kept = self.drive / "s8lib-runs" / RUN
         self.environment = {
             "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "fake_colab"), str(ROOT)]),
@@ -141,7 +144,7 @@ def die(log):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a machine that was not lost."""
+    """The run folder of a machine that was not lost; its Drive is beside its content."""
     colab = FakeColab(tmp_path_factory.mktemp("uninterrupted"))
     colab.run_all()
     return colab.content / "runs" / RUN
@@ -159,13 +162,20 @@ def epochs_kept(colab: FakeColab) -> list[int]:
     return [entry["epoch"] for entry in s8.RunFolder(colab.kept).manifest()["checkpoints"].values()]
 
 
-def test_run_all_after_the_kernel_was_killed_and_its_machine_lost_ends_as_if_nothing_had_happened(
-    tmp_path: Path, uninterrupted: Path
-) -> None:
-    colab = FakeColab(tmp_path)
+@pytest.fixture(scope="module")
+def drive_of_a_lost_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """My Drive after the kernel was killed in epoch 3 and its machine taken away."""
+    colab = FakeColab(tmp_path_factory.mktemp("lost"))
     colab.run_all(die_in_epoch=3)
     assert epochs_kept(colab) == [1, 2]
     colab.lose_machine()
+    return colab.drive
+
+
+def test_run_all_after_the_kernel_was_killed_and_its_machine_lost_ends_as_if_nothing_had_happened(
+    tmp_path: Path, uninterrupted: Path, drive_of_a_lost_machine: Path
+) -> None:
+    colab = FakeColab(tmp_path, drive_of_a_lost_machine)
     said = colab.run_all()
     assert "epoch 2 is brought here" in said
     assert "epoch   3/4" in said
@@ -189,11 +199,11 @@ def test_run_all_goes_on_from_what_a_drive_kept_that_failed_half_way_and_came_ba
     assert max(epochs_kept(colab)) == EPOCHS
 
 
-def test_run_all_passes_over_a_truncated_checkpoint_on_the_drive(tmp_path: Path, uninterrupted: Path) -> None:
-    colab = FakeColab(tmp_path)
-    colab.run_all(die_in_epoch=3)
+def test_run_all_passes_over_a_truncated_checkpoint_on_the_drive(
+    tmp_path: Path, uninterrupted: Path, drive_of_a_lost_machine: Path
+) -> None:
+    colab = FakeColab(tmp_path, drive_of_a_lost_machine)
     os.truncate(colab.kept / "checkpoints" / "epoch_002.pt", 1000)
-    colab.lose_machine()
     said = colab.run_all()
     assert "epoch_002.pt is damaged there: passed over" in said
     assert "epoch   2/4" in said
@@ -217,8 +227,7 @@ def test_a_full_drive_stops_no_training_and_keeps_the_newest_checkpoint_it_has_r
 def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    colab = FakeColab(tmp_path)
-    shutil.copytree(uninterrupted.parents[2] / "My Drive", colab.drive, dirs_exist_ok=True)
+    colab = FakeColab(tmp_path, uninterrupted.parents[2] / "My Drive")
     publishing = opened("save_to_hugging_face.ipynb", HUB_REPO=NAME, PUSH=True)
     with serve() as hub:
         at_hub = hub.environment(tmp_path / "home")
