@@ -27,7 +27,7 @@ def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[st
     """
     kept = Path(kept)
     which = which.strip() or _newest(kept)
-    if (kept / which / MANIFEST).exists():
+    if Path(which).name == which and (kept / which / MANIFEST).exists():
         run = run_folder(kept, which, say)
         if run.mirror:
             with run.lock():

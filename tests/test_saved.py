@@ -33,6 +33,12 @@ def test_a_run_is_found_as_the_newest_by_its_name_or_by_its_folder(kept: Path, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_runs_folder_is_no_mirror_of_itself_on_colab(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s8lib.colab.in_colab", lambda: True)
+    run = s8.find_run(str(kept / "older"), kept)
+    assert (run.path, run.mirror) == (kept / "older", None)
+
+
 def test_what_is_no_run_is_said_in_a_sentence(kept: Path, tmp_path: Path) -> None:
     with pytest.raises(s8.RunError, match="holds no run: train one first, with session_8.ipynb"):
         s8.find_run("", tmp_path)
