@@ -97,6 +97,8 @@ def finish(out: Path) -> None:
 
 def _finish(options: argparse.Namespace) -> None:
     for out in options.out:
+        if not all((out / name).is_file() for name in RECORDS):
+            raise s8.RunError(f"{out} does not hold {', '.join(RECORDS)}: name a folder that `train` made")
         finish(out)
 
 

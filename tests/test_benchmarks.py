@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import s8lib as s8
-from benchmarks import detached, performance, pieces, throughput
+from benchmarks import detached, performance, pieces, real_runs, throughput
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib import hardware
@@ -260,3 +260,9 @@ def test_a_real_run_killed_in_mid_run_goes_on_to_the_artifacts_of_a_result(tmp_p
     )
     for path in out.iterdir():
         assert str(tmp_path).encode() not in path.read_bytes(), f"{path.name} names a folder of this machine"
+
+
+def test_what_is_no_result_is_not_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert real_runs.main(["finish", str(tmp_path)]) == 2
+    assert "name a folder that `train` made" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
