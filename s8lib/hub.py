@@ -64,12 +64,8 @@ class HubPublisher:
         self._url = ""  # of the newest commit
         self._due = False
         self._problem, self._failures, self._not_before = Outcome(), 0, 0.0
-        first_look = HubProcess(self._account | {"check": True}, CHECK_LIMIT).wait()
-        self._checked = not first_look.error
-        if first_look.permanent:
-            raise HubError(first_look.error)
-        if first_look.error:
-            say(f"{repo_id} on the Hub is out of reach ({first_look.error}): tried again when a commit is due")
+        if problem := self._look():
+            say(f"{repo_id} on the Hub is out of reach ({problem}): tried again when a commit is due")
 
     def fetch(self, run: RunFolder, identity: dict[str, Any]) -> bool:
         """Bring the run from this repository into its empty folder, which is locked, if it is the one that trains.
@@ -117,6 +113,8 @@ class HubPublisher:
         """
         if (last := run.last_epoch()) is None:
             raise RunError(f"{run.path} holds no finished epoch: train there first")
+        if not self._checked and (problem := self._look()):
+            raise ConnectionError(f"{self.repo_id} on the Hub is out of reach ({problem}): nothing was sent")
         with run.lock():
             try:
                 rows = EpochLog.read(run.path / "epoch_log.csv")
@@ -130,12 +128,21 @@ class HubPublisher:
             raise HubError(what) if self._problem.permanent else ConnectionError(what)
         return self._url
 
+    def _look(self) -> str:
+        """See that the token may publish to the repository, which is made if need be; why that is not known."""
+        look = HubProcess(self._account | {"check": True}, CHECK_LIMIT).wait()
+        if look.permanent:
+            raise HubError(look.error)
+        self._checked = not look.error
+        return look.error
+
     def _send_last(self, run: RunFolder, log: EpochLog, exports: Sequence[Export] = ()) -> None:
         epoch, deadline = log[-1].epoch, time.monotonic() + self.wait
         self._due = (run.path, epoch) not in (self._sent, self._sending)
         self._failures, self._not_before = 0, 0.0  # the last chance does not wait for a pause of before
         try:
-            with progress_bar(range(round(self.wait / TICK)), f"epoch {epoch} to {self.repo_id}") as ticks:
+            what = f"epoch {epoch} to {self.repo_id}, for at most {self.wait:.0f} s"
+            with progress_bar(range(round(self.wait / TICK)), what, only_time=True) as ticks:
                 for _ in ticks:
                     self._collect()
                     self._start(run, log, exports)

@@ -7,17 +7,19 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(steps: range, what: str, shown: bool = True) -> tqdm[int]:
-    """`steps` with a bar that vanishes when they are done; none in a file or a pipe.
+def progress_bar(steps: range, what: str, shown: bool = True, only_time: bool = False) -> tqdm[int]:
+    """`steps` with a bar that vanishes when they are done, or just the time since; none in a file or a pipe.
 
     In a notebook it is a line of text on stdout, where the epochs' lines are too: a widget would leave an empty
     output behind for every epoch.
     """
     if not shown:
         return tqdm(steps, disable=True)
+    form = "{desc}: {elapsed}" if only_time else None
     if in_notebook():
-        return tqdm(steps, what, leave=False, file=sys.stdout, ncols=100, mininterval=0.5, maxinterval=2)
-    return tqdm(steps, what, leave=False, disable=None)  # None: only where stderr is a terminal
+        where = {"file": sys.stdout, "ncols": 100, "mininterval": 0.5, "maxinterval": 2}
+        return tqdm(steps, what, leave=False, bar_format=form, **where)
+    return tqdm(steps, what, leave=False, bar_format=form, disable=None)  # None: only where stderr is a terminal
 
 
 def in_notebook() -> bool:

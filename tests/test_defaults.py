@@ -60,13 +60,16 @@ def test_watch_sees_the_log_after_every_epoch(tiny: s8.Cifar100) -> None:
 
 
 def test_a_progress_bar_shows_on_a_terminal_and_nowhere_else() -> None:
-    script = "from s8lib.progress import progress_bar\nfor _ in progress_bar(range(3), 'epoch 1/9'): pass"
+    script = "from s8lib.progress import progress_bar\nfor _ in progress_bar(range(3), 'epoch 1/9'): pass\n"
+    script += "for _ in progress_bar(range(3), 'sending', only_time=True): pass"
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert piped.stdout + piped.stderr == ""
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (24, 80))
     os.set_blocking(master, False)
     subprocess.run([sys.executable, "-c", script], stdout=slave, stderr=slave, check=True)
-    assert b"epoch 1/9: " in os.read(master, 10_000)
+    shown = os.read(master, 10_000)
+    assert b"epoch 1/9: " in shown
+    assert b"sending: 00:00" in shown
     os.close(slave)
     os.close(master)

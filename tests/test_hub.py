@@ -215,6 +215,8 @@ def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_
     publishing.finish(run.folder, run.log)
     said = lines[-1].partition("epoch 11 is NOT on the Hub; send it with: python -m s8lib ")[2]
     assert run.content() == Run(tmp_path / "alone").epochs(11).content()
+    with pytest.raises(ConnectionError, match=f"{NAME} on the Hub is out of reach .*: nothing was sent"):
+        publishing.publish(run.folder)
     with serve(port) as back:
         code, output = finish(command(*shlex.split(said), HF_TOKEN=WRITE))
         assert (code, output) == (
