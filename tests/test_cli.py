@@ -17,7 +17,9 @@ import torch
 
 import s8lib as s8
 from s8lib import cli, defaults
-from tests.runs import MODEL, assert_same_bits, command, finish, outcome
+from s8lib.distributed import Ranks
+from s8lib.start import check_fit
+from tests.runs import MODEL, assert_same_bits, command, finish, outcome, recipe, small_model
 
 # 3 epochs of 20 steps on the stand-in, with a network that makes them a few seconds each.
 TRAIN = ("train", "--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--epochs", "3", "--device", "cpu")
@@ -75,22 +77,22 @@ def test_the_log_is_a_line_an_epoch_and_the_run_ends_with_final_and_best(whole_r
     assert "chosen on the test set itself" in output.splitlines()[-1]
 
 
-def test_a_finished_run_says_so(whole_run: tuple[Path, str]) -> None:
-    code, output = finish(command(*TRAIN, "--set", "batch_size=250", "--run", whole_run[0]))
-    assert code == 0
-    assert "this run is finished" in output
+def test_a_finished_run_says_so(whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*TRAIN, "--set", "batch_size=250", "--run", str(whole_run[0])]) == 0
+    assert "this run is finished" in capsys.readouterr().out
 
 
-def test_evaluate_measures_the_best_weights_as_logged(whole_run: tuple[Path, str], tmp_path: Path) -> None:
-    numbers = tmp_path / "numbers.json"
-    code, output = finish(command("evaluate", "--run", whole_run[0], "--data", "synthetic", "--json", numbers))
-    assert code == 0, output
+def test_evaluate_measures_the_best_weights_as_logged(
+    whole_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, numbers = str(whole_run[0]), tmp_path / "numbers.json"
+    assert cli.main(["evaluate", "--run", run, "--data", "synthetic", "--json", str(numbers)]) == 0
+    output = capsys.readouterr().out
     best = s8.EpochLog.read(whole_run[0] / "epoch_log.csv").best
     assert json.loads(numbers.read_text())["top1"] == pytest.approx(best.test_acc)
     assert f"{best.test_acc:.2f}%" in output
-    code, by_model = finish(command("evaluate", "--model", whole_run[0] / "best", "--data", "synthetic"))
-    assert code == 0
-    assert by_model.splitlines() == output.splitlines()[2:]
+    assert cli.main(["evaluate", "--model", f"{run}/best", "--data", "synthetic"]) == 0
+    assert capsys.readouterr().out.splitlines() == output.splitlines()[2:]
     assert "final epoch 3" in output
     assert "chosen on the test set itself" in output
 
@@ -149,8 +151,8 @@ def test_only_the_recipe_a_cpu_gets_by_default_falls_back_to_the_stand_in_and_sa
     assert cli.main(["train", "--device", "cpu", "--model", MODEL, "--epochs", "1"]) == 0
     assert "SYNTHETIC stand-in" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"quick-1ep-{MODEL}-synthetic-seed0"]
-    for recipe in s8.PRESETS:
-        assert cli.main(["train", "--recipe", recipe, "--device", "cpu"]) == 2
+    for preset in s8.PRESETS:
+        assert cli.main(["train", "--recipe", preset, "--device", "cpu"]) == 2
         assert "could not be downloaded" in capsys.readouterr().err
 
 
@@ -190,7 +192,7 @@ def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
 
 
 def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
-    tmp_path: Path, whole_run: tuple[Path, str]
+    tmp_path: Path, whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("--set", "batch_size=250", "--set", "dropout=0.3", "--set", "image_size=8", "--precision", "fp32")
     code, output = torchrun(2, "-m", "--", "s8lib", *TRAIN, *settings, "--run", tmp_path / "two")
@@ -200,13 +202,15 @@ def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
     assert json.loads((tmp_path / "two" / "environment.json").read_text())[0]["ranks"] == 2
     assert [row.lr for row in log] == [row.lr for row in alone]
 
-    for ranks in (1, 2):
-        run = Path(shutil.copytree(tmp_path / "two", tmp_path / f"resumed-by-{ranks}"))
+    by_one, by_two = (Path(shutil.copytree(tmp_path / "two", tmp_path / f"resumed-by-{n}")) for n in (1, 2))
+    for run in (by_one, by_two):
         (run / "checkpoints" / "epoch_003.pt").unlink()
-        code, output = torchrun(ranks, "-m", "--", "s8lib", *TRAIN, *settings, "--run", run)
-        assert code == 0, output
-        assert "epoch   3/3" in output
-        assert "epoch   2/3" not in output
+    code, output = torchrun(2, "-m", "--", "s8lib", *TRAIN, *settings, "--run", by_two)
+    assert code == 0, output
+    assert cli.main([*TRAIN, *settings, "--run", str(by_one)]) == 0
+    for said in (output, capsys.readouterr().out):
+        assert "epoch   3/3" in said
+        assert "epoch   2/3" not in said
     assert_same_bits(outcome(tmp_path / "resumed-by-2"), outcome(tmp_path / "two"))
 
 
@@ -227,10 +231,10 @@ def test_ranks_hold_the_same_weights_and_statistics_after_training(tmp_path: Pat
     assert digests[0] == digests[1]
 
 
-def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused(tmp_path: Path) -> None:
-    code, output = torchrun(2, "-m", "--", "s8lib", *TRAIN, "--set", "batch_size=125", "--run", tmp_path / "run")
-    assert code != 0
-    assert "batch_size = 125: cannot be shared evenly among 2 ranks" in output
+def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused_by_each(tiny: s8.Cifar100) -> None:
+    for rank in (0, 1):
+        with pytest.raises(s8.RecipeError, match="batch_size = 125: cannot be shared evenly among 2 ranks"):
+            check_fit(recipe(batch_size=125), small_model(), tiny, 200, Ranks(rank, 2), False, torch.device("cpu"))
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
