@@ -2,7 +2,8 @@
 
 `python -m benchmarks.detached LOG SECONDS COMMAND ...` starts COMMAND in a session of its own, or finds it
 running, shows its output for at most SECONDS, and leaves it running. The same line again follows on; it starts the
-command anew if that failed or was killed, and not if it succeeded. For machines that end whatever takes too long.
+command anew if that failed or was killed, and not if it succeeded. Another line with the same LOG starts its own
+command once that one has ended. For machines that end whatever takes too long.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from pathlib import Path
 
 STILL_RUNNING = 75  # sysexits.h: EX_TEMPFAIL, try again later
 LOOK_BACK = 2000  # bytes of earlier output that whoever comes back is shown
-INSIDE = 'code=$0; "$@"; echo $? > "$code"'
+INSIDE = 'code=$0; line=$1; shift; "$@"; printf "%s %s\\n" $? "$line" > "$code"'
 
 
 def follow(log: Path, seconds: float, command: Sequence[str]) -> int:
     """The command's exit code (1 if it was killed), or STILL_RUNNING.
 
-    `log` takes its output; beside it are written its exit code, `.exit`, and its lock, `.lock`.
+    `log` takes its output; beside it are written its exit code and line, `.exit`, and its lock, `.lock`.
     """
     code = log.with_name(log.name + ".exit")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +44,7 @@ def follow(log: Path, seconds: float, command: Sequence[str]) -> int:
             time.sleep(0.2)
         os.close(lock)
         print(output.read(), end="", flush=True)
-    return int(code.read_text()) if code.exists() else 1
+    return int(code.read_text().split()[0]) if code.exists() else 1
 
 
 def _start(log: Path, code: Path, command: Sequence[str]) -> bool:
@@ -52,13 +53,14 @@ def _start(log: Path, code: Path, command: Sequence[str]) -> bool:
     if lock is None:
         return True
     try:
-        if code.exists() and int(code.read_text()) == 0:
+        line = shlex.join(command)
+        if code.exists() and code.read_text() == f"0 {line}\n":
             return False
         code.unlink(missing_ok=True)
         with open(log, "a", encoding="utf-8") as output:
-            print(f"$ {shlex.join(command)}", file=output, flush=True)
+            print(f"$ {line}", file=output, flush=True)
             subprocess.Popen(
-                ["sh", "-c", INSIDE, code, *command],
+                ["sh", "-c", INSIDE, code, line, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

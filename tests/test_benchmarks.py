@@ -218,6 +218,9 @@ def test_a_killed_command_is_started_again_and_one_that_succeeded_is_not(tmp_pat
         assert again.returncode == 0
     assert "succeeded before" in output
     assert log.read_text().splitlines().count("done") == 1
+    other = follow(log, 60, "sh", "-c", "echo other")
+    assert "succeeded before" not in other.communicate()[0]
+    assert log.read_text().splitlines()[-1] == "other", "another line is another command"
 
 
 # --- real runs ---
