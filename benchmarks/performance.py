@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import s8lib as s8
-from s8lib.hardware import PRECISIONS, pick_precision
+from s8lib.machine.device import PRECISIONS, pick_precision
 
 
 @cache

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import s8lib as s8
-from s8lib.augment import MEAN, STD
-from s8lib.hardware import autocast
+from s8lib.data.augment import MEAN, STD
+from s8lib.machine.device import autocast
 
 if TYPE_CHECKING:
     Samples = Dataset[tuple[Tensor, int]]

@@ -24,8 +24,8 @@ import s8lib as s8
 from benchmarks.performance import matrix_rate, peak_memory_gib, speed_of, training_flops
 from benchmarks.pieces import commit_of_checkout, join
 from s8lib.defaults import SYNTHETIC
-from s8lib.files import replacing
-from s8lib.hardware import pick_device
+from s8lib.machine.device import pick_device
+from s8lib.run.save import replacing
 
 RECORDS = ("epoch_log.csv", "recipe.json", "environment.json")  # what training itself leaves of a result
 SESSIONS = "sessions.json"

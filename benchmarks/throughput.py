@@ -29,7 +29,7 @@ from benchmarks.performance import matrix_rate, training_flops
 from benchmarks.pieces import commit_of_checkout
 from benchmarks.plain_loop import WARM_UP, PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
-from s8lib.hardware import PRECISIONS, deterministic_algorithms, environment, pick_device, pick_precision
+from s8lib.machine.device import PRECISIONS, deterministic_algorithms, environment, pick_device, pick_precision
 
 
 @dataclass

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import s8lib as s8
-from s8lib.distributed import ALONE
-from s8lib.state import fresh_state
+from s8lib.machine.ranks import ALONE
+from s8lib.run.state import fresh_state
 from s8lib.step import Step
 from s8lib.trainer import _train_epoch  # the loop itself: measuring a copy of it would prove nothing
 

@@ -2,70 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
-from types import ModuleType
+from pathlib import Path
+from typing import Any
 
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.data import Cifar100, DataError, Split, load_cifar100
-from s8lib.defaults import choose_data, choose_recipe, run_name
-from s8lib.epoch_log import Epoch, EpochLog
-from s8lib.hardware import DeviceError
-from s8lib.hub import HubError, HubPublisher
-from s8lib.metrics import Metrics, evaluate
-from s8lib.models import ResNet42, WideResNet, build_model, load_model
-from s8lib.predict import Guess, ImageError, predict
-from s8lib.presets import PRESETS, QUICK, SEED_100, SEED_200
-from s8lib.recipe import Knobs, Recipe, RecipeError
-from s8lib.saved import data_of, find_run
-from s8lib.synthetic import synthetic_cifar100
-from s8lib.trainer import NonFiniteLoss, train
-from s8lib.version import __version__
-from s8lib.weights import ModelError, load_public_weights
+__version__ = "0.1.0"
 
-__all__ = [
-    "PRESETS",
-    "QUICK",
-    "SEED_100",
-    "SEED_200",
-    "Cifar100",
-    "DataError",
-    "DeviceError",
-    "Epoch",
-    "EpochLog",
-    "Guess",
-    "HubError",
-    "HubPublisher",
-    "ImageError",
-    "Knobs",
-    "Metrics",
-    "ModelError",
-    "NonFiniteLoss",
-    "Recipe",
-    "RecipeError",
-    "ResNet42",
-    "RunError",
-    "RunFolder",
-    "Split",
-    "WideResNet",
-    "__version__",
-    "build_model",
-    "choose_data",
-    "choose_recipe",
-    "data_of",
-    "evaluate",
-    "find_run",
-    "load_cifar100",
-    "load_model",
-    "load_public_weights",
-    "predict",
-    "run_name",
-    "synthetic_cifar100",
-    "train",
-]
+# torch takes seconds to load, so a public name is imported when it is first used (PEP 562). Their one list is the
+# stub beside this file, which type checkers and editors read too.
+_HOMES = {
+    alias.name: node.module
+    for node in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.ImportFrom) and node.module
+    for alias in node.names
+}
+__all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> ModuleType:
-    """`s8.report` and `s8.colab` are imported when first used (PEP 562): matplotlib is slow to load."""
-    if name in ("report", "colab"):
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 's8lib' has no attribute {name!r}")
+    home = _HOMES[name]
+    if home == "s8lib":
         return importlib.import_module(f"s8lib.{name}")
-    raise AttributeError(f"module 's8lib' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value

@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.data import Cifar100, DataError, load_cifar100
+from s8lib.data.cifar100 import Cifar100, DataError, load_cifar100
 from s8lib.defaults import choose_data, choose_recipe, run_name
-from s8lib.epoch_log import EpochLog
-from s8lib.hardware import DeviceError, pick_device
-from s8lib.hub import UPLOAD_LIMIT, HubError, HubPublisher
+from s8lib.machine.device import DeviceError, pick_device
 from s8lib.metrics import evaluate
-from s8lib.models import build_model, load_model
+from s8lib.models.networks import build_model, load_model
+from s8lib.models.weights import ModelError
 from s8lib.presets import PRESETS
+from s8lib.publish.publisher import UPLOAD_LIMIT, HubError, HubPublisher
 from s8lib.recipe import Recipe, RecipeError
+from s8lib.run.folder import RunError, RunFolder
+from s8lib.run.log import EpochLog
 from s8lib.trainer import NonFiniteLoss, train
-from s8lib.weights import ModelError
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

@@ -12,12 +12,12 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from s8lib.checkpoint import RunFolder
-from s8lib.data import at_hand
+from s8lib.data.cifar100 import at_hand
+from s8lib.data.download import one_line
 from s8lib.defaults import SYNTHETIC
-from s8lib.download import one_line
-from s8lib.drive import DriveMirror
-from s8lib.hardware import environment, pick_device, pick_precision
+from s8lib.machine.device import environment, pick_device, pick_precision
+from s8lib.run.drive import DriveMirror
+from s8lib.run.folder import RunFolder
 
 CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
 MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds

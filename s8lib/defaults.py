@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from s8lib.data import Cifar100, DataError, load_cifar100
-from s8lib.hardware import pick_device
+from s8lib.data.cifar100 import Cifar100, DataError, load_cifar100
+from s8lib.data.synthetic import synthetic_cifar100
+from s8lib.machine.device import pick_device
 from s8lib.presets import PRESETS, QUICK, SEED_100
 from s8lib.recipe import Recipe, RecipeError
-from s8lib.synthetic import synthetic_cifar100
 
 SYNTHETIC = "synthetic"  # names the stand-in where a folder is asked for
 

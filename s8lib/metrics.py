@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s8lib import augment
-from s8lib.data import Split
-from s8lib.distributed import ALONE, Ranks
-from s8lib.hardware import autocast, pick_device, pick_precision
+from s8lib.data import augment
+from s8lib.data.cifar100 import Split
+from s8lib.machine.device import autocast, pick_device, pick_precision
+from s8lib.machine.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from s8lib import augment
-from s8lib.data import Split
-from s8lib.distributed import Ranks
-from s8lib.epoch_plan import EpochPlan, plan_epoch, share_of
-from s8lib.hardware import autocast
+from s8lib.data import augment
+from s8lib.data.batches import EpochPlan, plan_epoch, share_of
+from s8lib.data.cifar100 import Split
+from s8lib.machine.device import autocast
+from s8lib.machine.ranks import Ranks
 from s8lib.recipe import Recipe
 
 

@@ -14,13 +14,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s8lib.checkpoint import RunError, RunFolder, how_to_go_on
-from s8lib.data import Cifar100
-from s8lib.data import holdout as holdout_split
-from s8lib.distributed import Ranks, join_ranks
-from s8lib.epoch_log import Epoch, EpochLog, selector
-from s8lib.epoch_plan import plan_epoch, seed_dropout
-from s8lib.hardware import (
+from s8lib.data.batches import plan_epoch, seed_dropout
+from s8lib.data.cifar100 import Cifar100
+from s8lib.data.cifar100 import holdout as holdout_split
+from s8lib.machine.device import (
     compile_or_eager,
     deterministic_algorithms,
     environment,
@@ -28,12 +25,15 @@ from s8lib.hardware import (
     pick_device,
     pick_precision,
 )
+from s8lib.machine.progress import progress_bar
+from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
-from s8lib.models import Network
-from s8lib.progress import progress_bar
+from s8lib.models.networks import Network
 from s8lib.recipe import Recipe
-from s8lib.start import Publisher, check_fit, claim, open_session, telling_how_to_go_on
-from s8lib.state import TrainState, fresh_state, identity_of
+from s8lib.run.folder import RunError, RunFolder, how_to_go_on
+from s8lib.run.log import Epoch, EpochLog, selector
+from s8lib.run.start import Publisher, check_fit, claim, open_session, telling_how_to_go_on
+from s8lib.run.state import TrainState, fresh_state, identity_of
 from s8lib.step import Forward, Step, loss_arguments
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 import s8lib as s8
-from s8lib.weights import save_model
+from s8lib.models.weights import save_model
 from tests.hub_endpoints import WRITE, Commit
 from tests.local_hub import LocalHub
 from tests.runs import RECIPE, small_model

@@ -12,7 +12,7 @@ import torchvision.transforms._functional_tensor as tvt
 import torchvision.transforms.functional as tvf
 from torch import Tensor
 
-from s8lib import augment as aug
+from s8lib.data import augment as aug
 
 MANY = 20_000
 FULL, REDUCED = aug.POLICIES["full"], aug.POLICIES["reduced"]

@@ -22,7 +22,7 @@ import s8lib as s8
 from benchmarks import detached, performance, pieces, real_runs, throughput
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
-from s8lib import hardware
+from s8lib.machine import device as hardware
 from tests.runs import recipe
 
 ROOT = Path(s8.__file__).parents[1]

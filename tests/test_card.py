@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import s8lib as s8
-from s8lib.card import CIFAR100_FINGERPRINT, make_card
-from s8lib.data import CLASSES, SHA256, SUPERCLASSES
-from s8lib.export import Export
+from s8lib.data.cifar100 import CLASSES, SHA256, SUPERCLASSES
 from s8lib.metrics import wilson_interval
+from s8lib.publish.export import Export
+from s8lib.report.card import CIFAR100_FINGERPRINT, make_card
 from tests.hub_runs import NAME, Run, in_process
 from tests.local_hub import serve
 from tests.runs import RECIPE, recipe, train
@@ -194,7 +194,7 @@ PUBLISH_TWICE = """
 import pickle, torch
 from pathlib import Path
 import s8lib as s8
-from s8lib.weights import save_model
+from s8lib.models.weights import save_model
 from huggingface_hub import HfApi, ModelCard, __version__
 if not __version__.startswith("1."):  # which asks huggingface.co, whatever HF_ENDPOINT says
     ModelCard.load(folder + "/README.md").validate()

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.weights import save_model
+from s8lib.models.weights import save_model
+from s8lib.run.folder import RunError, RunFolder
 from tests.runs import small_model
 
 

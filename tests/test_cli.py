@@ -17,8 +17,8 @@ import torch
 
 import s8lib as s8
 from s8lib import cli, defaults
-from s8lib.distributed import Ranks
-from s8lib.start import check_fit
+from s8lib.machine.ranks import Ranks
+from s8lib.run.start import check_fit
 from tests.runs import MODEL, assert_same_bits, command, finish, outcome, recipe, small_model
 
 # 3 epochs of 20 steps on the stand-in, with a network that makes them a few seconds each.

@@ -15,7 +15,7 @@ import torch
 
 import s8lib as s8
 from s8lib import colab
-from s8lib.checkpoint import RunFolder
+from s8lib.run.folder import RunFolder
 
 FAKE = Path(__file__).parent / "fake_colab"
 TOKEN = "hf_PlantedTokenThatNobodyMaySee"

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from s8lib import data
-from s8lib.data import DataError, Split, holdout, load_cifar100
-from s8lib.synthetic import synthetic_cifar100
+from s8lib.data import cifar100 as data
+from s8lib.data.cifar100 import DataError, Split, holdout, load_cifar100
+from s8lib.data.synthetic import synthetic_cifar100
 from tests.dataset_servers import Loader, MadeUp, Server, hub_table, make_up, png, serve
 
 TRAIN, TEST = "train-00000-of-00001.parquet", "test-00000-of-00001.parquet"

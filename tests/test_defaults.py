@@ -60,7 +60,9 @@ def test_watch_sees_the_log_after_every_epoch(tiny: s8.Cifar100) -> None:
 
 
 def test_a_progress_bar_shows_on_a_terminal_and_nowhere_else() -> None:
-    script = "from s8lib.progress import progress_bar\nfor _ in progress_bar(range(3), 'epoch 1/9'): pass\n"
+    script = (
+        "from s8lib.machine.progress import progress_bar\nfor _ in progress_bar(range(3), 'epoch 1/9'): pass\n"
+    )
     script += "for _ in progress_bar(range(3), 'sending', only_time=True): pass"
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert piped.stdout + piped.stderr == ""

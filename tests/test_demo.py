@@ -21,9 +21,9 @@ from huggingface_hub import SpaceCard
 from PIL import Image
 
 import s8lib as s8
-from s8lib.data import CLASSES
-from s8lib.demo import build_demo, example_images
-from s8lib.space import REQUIREMENTS, write_space
+from s8lib.data.cifar100 import CLASSES
+from s8lib.publish.demo import build_demo, example_images
+from s8lib.publish.space import REQUIREMENTS, write_space
 from tests.hub_endpoints import WRITE
 from tests.hub_runs import NAME, ROOT, in_process
 from tests.local_hub import LocalHub, serve
@@ -69,7 +69,7 @@ def note(host, *arguments, **options):
     return look_up(host, *arguments, **options)
 socket.getaddrinfo = note
 import s8lib as s8
-from s8lib.demo import build_demo
+from s8lib.publish.demo import build_demo
 demo = build_demo(s8.load_model("model"))
 _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, share=False, server_name="127.0.0.1")
 print(address, flush=True)
@@ -253,7 +253,7 @@ CREATE = """
 import traceback
 from pathlib import Path
 import s8lib as s8
-from s8lib.space import create_space
+from s8lib.publish.space import create_space
 out = []
 for title in titles:
     Path(space, "app.py").write_text(title)
@@ -277,7 +277,7 @@ def test_a_space_holds_the_folder_and_is_renewed_when_it_is_there(hub: LocalHub,
     assert (once["app.py"].content, twice["app.py"].content) == (b"once", b"twice")
     space = tmp_path / "space"
     assert set(twice) == {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file()}
-    assert {"app.py", "requirements.txt", "README.md", "s8lib/demo.py", "s8lib/report/__init__.py"} <= set(twice)
+    assert {"app.py", "requirements.txt", "README.md", "s8lib/publish/demo.py", "s8lib/report/__init__.py"} <= set(twice)
     assert not any("__pycache__" in name for name in twice)
 
 

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import s8lib as s8
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.drive import DriveMirror
-from s8lib.drive_folder import MANIFESTS, DriveFolder, _unseal
+from s8lib.run.drive import DriveMirror
+from s8lib.run.drive_folder import MANIFESTS, DriveFolder, _unseal
+from s8lib.run.folder import RunError, RunFolder
 from tests.fake_colab.faulty_drive import Call, FaultyDrive, disconnecting, fails
 from tests.runs import Cut, assert_same_bits, outcome, recipe, small_model, train
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import s8lib as s8
-from s8lib.augment import Draws
-from s8lib.distributed import ALONE, Ranks
-from s8lib.epoch_plan import EpochPlan, derived_seed, plan_epoch, seed_dropout, share_of
+from s8lib.data.augment import Draws
+from s8lib.data.batches import EpochPlan, derived_seed, plan_epoch, seed_dropout, share_of
+from s8lib.machine.ranks import ALONE, Ranks
 
 CPU = torch.device("cpu")
 RECIPE = s8.SEED_100.with_settings({"batch_size": 64})

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 import s8lib as s8
-from s8lib import export
 from s8lib.metrics import predict_logits
+from s8lib.publish import export
 from tests.runs import small_model
 
 pytest.importorskip("onnxscript", reason="exporting needs the extra `export`")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import s8lib as s8
-from s8lib.export import CALLS, Export
+from s8lib.publish.export import CALLS, Export
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, Run, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, serve
@@ -26,7 +26,7 @@ from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, ou
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A Hub that the publisher's processes talk to: they inherit this environment, then import the client."""
-    monkeypatch.setattr("s8lib.hub.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("s8lib.publish.publisher.FIRST_PAUSE", 0.0)
     with serve() as hub:
         for name, value in hub.environment(tmp_path / "home").items():
             monkeypatch.setenv(name, value)
@@ -114,7 +114,7 @@ FAILURES = [  # endpoint, what it does, what is said of it, and whether it is tr
 def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
     hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s8lib.hub.UPLOAD_LIMIT", 3.0)
+    monkeypatch.setattr("s8lib.publish.publisher.UPLOAD_LIMIT", 3.0)
     run, publishing = Run(tmp_path / "run"), publisher(lines, every=1)
     for endpoint, how, words, again in FAILURES:
         hub.fail(endpoint, how, retry_after=1 if how == 429 else None)

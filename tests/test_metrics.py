@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import s8lib as s8
-from s8lib import augment
+from s8lib.data import augment
 from s8lib.metrics import Metrics, metrics_of, predict_logits, wilson_interval
 from tests.runs import small_model
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import s8lib as s8
-from s8lib.weights import save_model
+from s8lib.models.weights import save_model
 
 BOTH = ["wrn-28-10", "resnet-42"]
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import s8lib as s8
-from s8lib import augment
-from s8lib.data import CLASSES, SUPERCLASSES
-from s8lib.predict import MEMBERS, prepare
+from s8lib.data import augment
+from s8lib.data.cifar100 import CLASSES, SUPERCLASSES
+from s8lib.inference import MEMBERS, prepare
 from tests.runs import small_model
 
 NAMES = [f"class {i}" for i in range(100)]

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import s8lib as s8
-from s8lib import augment, report
+from s8lib.data import augment, report
+from s8lib.inference import prepare
 from s8lib.metrics import metrics_of
-from s8lib.predict import prepare
 from tests.runs import RECIPE, small_model
 
 

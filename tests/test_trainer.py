@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import s8lib as s8
-from s8lib.distributed import ALONE
-from s8lib.epoch_plan import plan_epoch
-from s8lib.state import fresh_state
+from s8lib.data.batches import plan_epoch
+from s8lib.machine.ranks import ALONE
+from s8lib.run.state import fresh_state
 from s8lib.step import Step, loss_arguments
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, timeless, train
 

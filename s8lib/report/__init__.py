@@ -1,7 +1,7 @@
 """What a run looks like: tables, pictures, the video and the model card, made from what the run left on disk."""
 
-from s8lib.card import make_card
 from s8lib.report.architecture import architecture
+from s8lib.report.card import make_card
 from s8lib.report.curves import curves
 from s8lib.report.evaluation import Evaluation, evaluation
 from s8lib.report.guesses import guesses

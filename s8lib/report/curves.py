@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
-from s8lib.epoch_log import EpochLog, selector
 from s8lib.recipe import Recipe
 from s8lib.report.schedule import mark_phases, moments, name_phases, plot_lr
 from s8lib.report.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
+from s8lib.run.log import EpochLog, selector
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
 PLANNED = "#9A9A9A"  # the learning rate that is still to come

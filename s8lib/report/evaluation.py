@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from s8lib.data import Cifar100, Split
-from s8lib.hardware import pick_device
+from s8lib.data.cifar100 import Cifar100, Split
+from s8lib.machine.device import pick_device
 from s8lib.metrics import Metrics, metrics_of, predict_logits
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from s8lib.data import CLASSES
-from s8lib.predict import predict, prepare
+from s8lib.data.cifar100 import CLASSES
+from s8lib.inference import predict, prepare
 from s8lib.report.style import BLUE, FAINT, INK, WIDTH, Figure
 from s8lib.report.thumbnails import in_words, thumbnail
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from s8lib.epoch_log import EpochLog
-from s8lib.progress import in_notebook
+from s8lib.machine.progress import in_notebook
 from s8lib.recipe import Recipe
 from s8lib.report.curves import curves
+from s8lib.run.log import EpochLog
 
 PAUSE = 20  # times what a picture took: drawing costs at most 5% of the training
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from s8lib.checkpoint import RunFolder
-from s8lib.epoch_log import EpochLog
 from s8lib.recipe import Recipe
+from s8lib.run.folder import RunFolder
+from s8lib.run.log import EpochLog
 
 
 def reference_runs(folder: str | Path = "results") -> None:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s8lib import augment
-from s8lib.data import Cifar100, Split
+from s8lib.data import augment
+from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.recipe import Knobs, Recipe
 from s8lib.report.style import FAINT, Figure
 from s8lib.report.thumbnails import in_words, thumbnail

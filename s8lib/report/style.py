@@ -9,7 +9,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 
-from s8lib.checkpoint import replacing
+from s8lib.run.folder import replacing
 
 # Okabe and Ito's colours: told apart with any colour vision, and far enough from white for a projector.
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"

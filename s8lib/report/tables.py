@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from s8lib.checkpoint import RunFolder
-from s8lib.epoch_log import Epoch, EpochLog, selector
 from s8lib.report.write import read
+from s8lib.run.folder import RunFolder
+from s8lib.run.log import Epoch, EpochLog, selector
 
 WHAT = {
     "checkpoints": "what a resume needs, the newest epochs",

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from s8lib.epoch_log import Epoch, EpochLog
-from s8lib.files import replacing
-from s8lib.progress import progress_bar
+from s8lib.machine.progress import progress_bar
 from s8lib.recipe import Recipe
 from s8lib.report.curves import CurvesPlot
 from s8lib.report.style import FAINT, INK, SCREEN_DPI, Figure
 from s8lib.report.summary import MissingPackage
+from s8lib.run.log import Epoch, EpochLog
+from s8lib.run.save import replacing
 
 WIDTH, HEIGHT, FPS = 1280, 720, 25
 LONGEST, SLOWEST, LAST = 59.0, 1.0, 4.0  # seconds: the film, an epoch's picture, and how long the last one stays

@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.data import Cifar100
-from s8lib.epoch_log import EpochLog, selector
-from s8lib.models import Network, build_model, load_model
+from s8lib.data.cifar100 import Cifar100
+from s8lib.models.networks import Network, build_model, load_model
 from s8lib.recipe import Recipe
 from s8lib.report.architecture import architecture
 from s8lib.report.curves import curves
@@ -25,6 +23,8 @@ from s8lib.report.schedule import schedule
 from s8lib.report.style import save
 from s8lib.report.summary import MissingPackage
 from s8lib.report.video import video
+from s8lib.run.folder import RunError, RunFolder
+from s8lib.run.log import EpochLog, selector
 
 FORMAT = 1  # of report.json
 

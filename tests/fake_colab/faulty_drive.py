@@ -1,4 +1,4 @@
-"""A Drive that misbehaves: a folder, and what stands between it and `s8lib.drive_folder`."""
+"""A Drive that misbehaves: a folder, and what stands between it and `s8lib.run.drive_folder`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s8lib import drive_folder
+from s8lib.run import drive_folder
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Call:
 
 
 class FaultyDrive:
-    """Takes the place of `open` and `os` in `s8lib.drive_folder`.
+    """Takes the place of `open` and `os` in `s8lib.run.drive_folder`.
 
     Args:
         root: the folder that plays the Drive.
@@ -122,7 +122,7 @@ class _File(io.FileIO):
 
 
 def uninstall() -> None:
-    """Give `s8lib.drive_folder` the real `open` and `os` again."""
+    """Give `s8lib.run.drive_folder` the real `open` and `os` again."""
     vars(drive_folder).update(open=builtins.open, os=os)
 
 

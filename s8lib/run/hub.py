@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s8lib.checkpoint import RunError, RunFolder, differences
-from s8lib.download import one_line
-from s8lib.epoch_log import EpochLog
-from s8lib.export import Export
-from s8lib.files import holds
-from s8lib.weights import CONFIG, SAFETENSORS
+from s8lib.data.download import one_line
+from s8lib.models.weights import CONFIG, SAFETENSORS
+from s8lib.publish.export import Export
+from s8lib.run.folder import RunError, RunFolder, differences
+from s8lib.run.log import EpochLog
+from s8lib.run.save import holds
 
 OUTGOING, ARRIVING = ".hub/outgoing", ".hub/arriving"  # in the run folder, for as long as they are needed
 MANIFEST = "manifest.json"
@@ -46,7 +46,7 @@ def snapshot(run: RunFolder, log: EpochLog, repo_id: str, exports: Sequence[Expo
         RunError: the folder does not hold the log's last epoch, or its best.
         ValueError: it has no recipe to write into the card.
     """
-    from s8lib.card import make_card
+    from s8lib.report.card import make_card
 
     make_report(run, log)
     last, best = log[-1], log.best

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s8lib.download import DataError, one_line
-from s8lib.download import download as download_into
+from s8lib.data.download import DataError, one_line
+from s8lib.data.download import download as download_into
 
 # Names in the order of the labels. The label digests below fix that order, so no file is asked for its names.
 CLASSES = tuple(

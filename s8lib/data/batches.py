@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s8lib.augment import POLICIES, Draws, draw, draw_mixup
-from s8lib.distributed import Ranks
+from s8lib.data.augment import POLICIES, Draws, draw, draw_mixup
+from s8lib.machine.ranks import Ranks
 from s8lib.recipe import Recipe
 
 

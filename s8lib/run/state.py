@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.data import Cifar100
-from s8lib.epoch_log import EpochLog
-from s8lib.models import Network
+from s8lib.data.cifar100 import Cifar100
+from s8lib.models.networks import Network
+from s8lib.models.weights import save_model
 from s8lib.recipe import Recipe
-from s8lib.weights import save_model
+from s8lib.run.folder import RunError, RunFolder
+from s8lib.run.log import EpochLog
 
 
 @dataclass

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from s8lib.checkpoint import RunError, RunFolder, differences
-from s8lib.drive_folder import DriveFolder, newest_first
-from s8lib.weights import CONFIG, SAFETENSORS
+from s8lib.models.weights import CONFIG, SAFETENSORS
+from s8lib.run.drive_folder import DriveFolder, newest_first
+from s8lib.run.folder import RunError, RunFolder, differences
 
 PATIENCE = 600.0  # seconds; a Drive that needs longer for WRN-28-10 takes less than a megabyte a second
 

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from filelock import FileLock, Timeout
 
-from s8lib.files import PARTIAL, holds, identity, replacing, sync
-from s8lib.weights import SAFETENSORS
+from s8lib.models.weights import SAFETENSORS
+from s8lib.run.save import PARTIAL, holds, identity, replacing, sync
 
 KEEP = 5  # checkpoints, counted by what is on disk
 
@@ -29,7 +29,7 @@ class RunError(RuntimeError):
 
 
 class Mirror(Protocol):
-    """Keeps complete saves a second time, where things may fail; `s8lib.drive` has one. Only `fetch` may raise."""
+    """Keeps complete saves a second time, where things may fail; `run.drive` has one. Only `fetch` may raise."""
 
     def begin(self, run: RunFolder) -> None:
         """Start copying the newest save."""

@@ -15,7 +15,7 @@ from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from s8lib.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, read_safetensors
+from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, read_safetensors
 
 
 class Network(nn.Module, PyTorchModelHubMixin):

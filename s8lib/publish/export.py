@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s8lib.augment import SIDE, normalize
-from s8lib.files import replacing
+from s8lib.data.augment import SIDE, normalize
+from s8lib.run.save import replacing
 
 OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it

@@ -19,9 +19,9 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from s8lib.checkpoint import KEEP, differences
-from s8lib.files import PARTIAL, digest, holds, identity, replacing
-from s8lib.weights import CONFIG, SAFETENSORS
+from s8lib.models.weights import CONFIG, SAFETENSORS
+from s8lib.run.folder import KEEP, differences
+from s8lib.run.save import PARTIAL, digest, holds, identity, replacing
 
 MANIFESTS = ("manifest.json", "manifest.copy.json")  # alike; the first is what a RunFolder reads
 BEST = ("best", "best.new")  # the second only while the first holds the weights that count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s8lib.data import Cifar100, Split
+from s8lib.data.cifar100 import Cifar100, Split
 
 CLASSES, SUPERCLASSES = 100, 20
 PER_SUPERCLASS = CLASSES // SUPERCLASSES

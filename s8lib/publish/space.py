@@ -9,15 +9,15 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCard, SpaceCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-from s8lib.download import one_line
-from s8lib.hub import usable_token
+from s8lib.data.download import one_line
 from s8lib.hub_client import TOKENS_PAGE
-from s8lib.hub_repo import HubError
+from s8lib.publish.publisher import usable_token
+from s8lib.run.hub import HubError
 
 APP = '''"""The demo of {repo_id}."""
 
 import s8lib as s8
-from s8lib.demo import build_demo
+from s8lib.publish.demo import build_demo
 
 demo = build_demo(s8.load_model("{repo_id}"))
 
@@ -71,7 +71,7 @@ def write_space(folder: str | Path, repo_id: str) -> Path:
     SpaceCard(f"---\n{card.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
     (folder / "app.py").write_text(APP.format(repo_id=repo_id), encoding="utf-8")
     (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
-    source, target = Path(__file__).parent, folder / "s8lib"
+    source, target = Path(__file__).parents[1], folder / "s8lib"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     return folder
 

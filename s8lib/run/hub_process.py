@@ -41,7 +41,7 @@ class HubProcess:
             [
                 sys.executable,
                 "-P",
-                str(Path(__file__).with_name("hub_client.py")),
+                str(Path(__file__).parents[1] / "hub_client.py"),
             ],  # -P: its folder is no sys.path
             bufsize=0,
             stdin=subprocess.PIPE,

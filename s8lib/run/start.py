@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 import torch
 
-from s8lib.checkpoint import RunError, RunFolder, how_to_go_on
-from s8lib.data import Cifar100
-from s8lib.distributed import Ranks
-from s8lib.epoch_log import EpochLog
-from s8lib.models import Network
+from s8lib.data.cifar100 import Cifar100
+from s8lib.machine.ranks import Ranks
+from s8lib.models.networks import Network
+from s8lib.models.weights import ModelError
 from s8lib.recipe import Recipe, RecipeError
-from s8lib.weights import ModelError
+from s8lib.run.folder import RunError, RunFolder, how_to_go_on
+from s8lib.run.log import EpochLog
 
 
 class Publisher(Protocol):

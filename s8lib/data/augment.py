@@ -15,48 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s8lib.recipe import POLICIES, Policy
+
 SIDE = 32  # pixels, of every CIFAR image
 MEAN = (0.5071, 0.4865, 0.4409)  # of the CIFAR-100 training set, for pixels in 0..1
 STD = (0.2673, 0.2564, 0.2762)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How often (`*_p`, a probability per image) and how far (uniform in plus or minus the range)."""
-
-    flip_p: float = 0.0
-    affine_p: float = 0.0  # shift, scale and rotate together
-    shift: float = 0.0  # fraction of the side, per axis
-    whole_pixels: bool = False  # round shifts, so that shifting alone does not blur
-    scale: float = 0.0  # about 1, the same for both axes
-    rotate: float = 0.0  # degrees, about the centre
-    cutout_p: float = 0.0
-    cutout_size: int = 0  # pixels, the side of the hole
-    brightness_contrast_p: float = 0.0  # both together
-    brightness: float = 0.0  # about 1
-    contrast: float = 0.0  # about 1
-    hsv_p: float = 0.0  # hue, saturation and value together
-    hue: float = 0.0  # OpenCV's 8-bit units, 180 to the circle
-    saturation: float = 0.0  # OpenCV's 8-bit units, 0..255
-    value: float = 0.0  # OpenCV's 8-bit units, 0..255
-
-
-POLICIES: dict[str, Policy] = {
-    "full": Policy(
-        flip_p=0.5, affine_p=0.5, shift=0.0625, scale=0.10, rotate=15,
-        cutout_p=0.5, cutout_size=8,
-        brightness_contrast_p=0.3, brightness=0.2, contrast=0.2,
-        hsv_p=0.3, hue=10, saturation=20, value=10,
-    ),
-    "reduced": Policy(
-        flip_p=0.5, affine_p=0.35, shift=0.05, scale=0.07, rotate=10,
-        cutout_p=0.35, cutout_size=6,
-        brightness_contrast_p=0.2, brightness=0.15, contrast=0.15,
-    ),
-    # what a run of a few epochs can afford: the usual flip and padded crop
-    "light": Policy(flip_p=0.5, affine_p=1.0, shift=0.0625, whole_pixels=True),
-    "none": Policy(),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from s8lib.checkpoint import RunError, RunFolder
-from s8lib.epoch_log import EpochLog
-from s8lib.export import Export
-from s8lib.hub_process import TICK, HubProcess, Outcome
-from s8lib.hub_repo import HubError, fetch_run, receive_run, snapshot, stage, unstage
-from s8lib.progress import progress_bar
+from s8lib.machine.progress import progress_bar
+from s8lib.publish.export import Export
+from s8lib.run.folder import RunError, RunFolder
+from s8lib.run.hub import HubError, fetch_run, receive_run, snapshot, stage, unstage
+from s8lib.run.hub_process import TICK, HubProcess, Outcome
+from s8lib.run.log import EpochLog
 
 CHECK_LIMIT = 30.0  # seconds that the first look at the Hub may take
 UPLOAD_LIMIT = 1800.0  # seconds after which an upload counts as hanging; 440 MB take that long at 2 Mbit/s

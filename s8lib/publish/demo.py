@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from s8lib.data import CLASSES
-from s8lib.models import Network
-from s8lib.predict import ImageError, predict
+from s8lib.data.cifar100 import CLASSES
+from s8lib.inference import ImageError, predict
+from s8lib.models.networks import Network
 
 if TYPE_CHECKING:
     import gradio

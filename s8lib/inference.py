@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from s8lib.augment import SIDE
-from s8lib.data import CLASSES
+from s8lib.data.augment import SIDE
+from s8lib.data.cifar100 import CLASSES
 from s8lib.metrics import predict_logits
-from s8lib.weights import ModelError
+from s8lib.models.weights import ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

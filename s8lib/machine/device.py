@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from s8lib.version import __version__
+from s8lib import __version__
 
 # Deterministic algorithms need this, and torch looks at it once, at the process's first product of matrices.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,0 +1,1 @@
+"""What computes: device, precision, compiler, ranks."""

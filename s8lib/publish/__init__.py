@@ -1,0 +1,1 @@
+"""A published run: the publisher, other formats, the demo."""

@@ -1,0 +1,1 @@
+"""One save, and the places that hold it."""
