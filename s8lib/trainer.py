@@ -6,40 +6,45 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s8lib.data.batches import plan_epoch, seed_dropout
-from s8lib.data.cifar100 import Cifar100
+from s8lib.data import augment
+from s8lib.data.batches import Batch, plan_epoch, seed_dropout
+from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.cifar100 import holdout as holdout_split
+from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
 from s8lib.machine.device import (
+    autocast,
     compile_or_eager,
     deterministic_algorithms,
     environment,
     pick_compile,
     pick_device,
-    pick_precision,
 )
 from s8lib.machine.progress import progress_bar
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
 from s8lib.models.networks import Network
-from s8lib.recipe import Recipe
-from s8lib.run.folder import RunError, RunFolder, how_to_go_on
+from s8lib.models.weights import ModelError, save_model
+from s8lib.recipe import Recipe, RecipeError
+from s8lib.resume import claim, restore
+from s8lib.run.checkpoint import Checkpoint
+from s8lib.run.copies import Copies
+from s8lib.run.folder import RunFolder, how_to_go_on
 from s8lib.run.log import Epoch, EpochLog, selector
-from s8lib.run.start import Publisher, check_fit, claim, open_session, telling_how_to_go_on
-from s8lib.run.state import TrainState, fresh_state, identity_of
-from s8lib.step import Forward, Step, loss_arguments
+from s8lib.run.save import RunError, RunFault, identity_of
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
+LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(RunFault):
     """Training diverged; the message names the epoch, the step and the last good checkpoint."""
 
 
@@ -48,7 +53,7 @@ def train(
     model: Network,
     data: Cifar100,
     run: RunFolder | str | Path | None = None,
-    hub: Publisher | None = None,
+    hub: Copies | None = None,
     device: str | torch.device | None = None,
     *,
     precision: str = "auto",
@@ -61,12 +66,14 @@ def train(
 ) -> EpochLog:
     """Train `model` in place by `recipe`, or go on where the run folder's newest good checkpoint stands.
 
-    On a CPU, and on a GPU with `deterministic`, a resumed run equals the uninterrupted one bit for bit.
+    A resumed run equals the uninterrupted one bit for bit where the arithmetic is the same: the kind of device,
+    precision, threads, the CPU's instructions, torch and the number of ranks; on a GPU with `deterministic`. Threads
+    and precision are taken from the save where this machine has them; what else differs is said in a line.
     Under `torchrun` every rank calls this; the recipe's batch is shared among them and rank 0 writes.
 
     Args:
         run: where checkpoints, best weights and the epoch log go; without it nothing is saved.
-        hub: is told after each epoch, and asked for what it has of this run if `run` holds no epoch.
+        hub: publishes the saves of `run`, and is asked for what it has of this run.
         device: by default CUDA, MPS or the CPU, whichever comes first.
         precision: auto, bf16, fp16 or fp32; see `pick_precision`.
         compile: auto, on or off; see `pick_compile`. If the compiler fails, training goes on without it.
@@ -78,11 +85,15 @@ def train(
         The epoch log; `log[-1]` is the final epoch, `log.best` the selected one.
     Raises:
         RecipeError, ModelError, DataError, RunError: bad input; nothing was changed.
-        NonFiniteLoss: the run can go on from its last checkpoint.
+        RunFault: the run has stopped, and can go on from its last checkpoint. NonFiniteLoss is one.
     """
     device = pick_device(device)
-    precision = pick_precision(device, precision)
     use_compile = pick_compile(device, compile)
+    if not isinstance(model, Network):
+        raise ModelError(
+            f"train takes one of the library's networks itself, not a {type(model).__name__}: it compiles and "
+            "distributes by itself"
+        )
     recipe = dataclasses.replace(recipe, model=model.name)
     run = RunFolder(run, say=say) if isinstance(run, str | Path) else run
     train_set, selection_set = data.train, None
@@ -93,44 +104,55 @@ def train(
         ranks = stack.enter_context(join_ranks(device))
         if not ranks.first:
             run, say = None, _silent
-        check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
+        elif run and hub and hub not in run.copies:
+            run.copies.append(hub)
+        _check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
         stack.enter_context(deterministic_algorithms(deterministic))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(telling_how_to_go_on(run, say))
+        stack.enter_context(_usual_settings())
 
-        model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        state = fresh_state(recipe, model, device, precision, identity_of(recipe, model, data, holdout))
-        saved = ranks.share(claim(run, hub, state.identity, stack))
+        shape = {"name": model.name, "num_classes": model.config["num_classes"]}
+        identity = identity_of(recipe, shape, data.fingerprint(), holdout)
+        saved = ranks.share(claim(run, identity, stack))
         if isinstance(saved, RunError):
             raise saved
-        if saved:
-            state.restore(saved, run)
-        log = state.log
+        precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))
+        model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = _optimizer(recipe, model, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        log = restore(saved, model, optimizer, scaler, run) if saved else EpochLog()
         if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
             say(f"this run is finished: {log.summary()}")
-            if run and hub:
-                hub.finish(run, log)
             return log
+        stack.enter_context(_restoring_the_start(model, log))
+        stack.enter_context(_telling_how_to_go_on(run, say))
 
         network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         if ranks.world > 1:
             network = DistributedDataParallel(network, gradient_as_bucket_view=True)
-        step = Step(network, train_set.to(device), device, precision)
-        forward = step.loss
+        eager = loss_function(network, train_set.to(device), device, precision)
+        loss_of = eager
         if use_compile:
             model.set_dropout(recipe.at(len(log)).dropout)
-            forward = compile_or_eager(forward, lambda f: step.try_out(f, recipe, len(log), ranks), say)
+            batch = plan_epoch(recipe, len(log), recipe.batch_size, device).batch(0, ranks)
+            loss_of = compile_or_eager(eager, lambda compiled: _try_out(compiled, network, batch), say)
 
+        used = arithmetic(device, precision, compiled=loss_of is not eager, ranks=ranks.world)
+        if saved:
+            tell_what_differs(saved.arithmetic, used, say)
         if run:
-            settings = {
-                "precision": precision,
-                "compile": forward != step.loss,
-                "deterministic": deterministic,
-                "ranks": ranks.world,
-                "data": data.source.partition(" in ")[0],  # without its folder: this file gets published
-                "test_images": len(data.test),
-            }
-            open_session(run, recipe, log, settings | environment(device))
+            run.begin_session(
+                {
+                    "precision": precision,
+                    "compile": loss_of is not eager,
+                    "deterministic": deterministic,
+                    "ranks": ranks.world,
+                    "data": data.source.partition(" in ")[0],  # without its folder: this file gets published
+                    "test_images": len(data.test),
+                }
+                | environment(device),
+                recipe,
+            )
         say(f"{recipe.name}, {model.name}, {len(train_set):,} training images: {data.source}")
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
@@ -138,9 +160,31 @@ def train(
         for epoch in range(len(log), recipe.epochs):
             started = time.perf_counter()
             knobs = recipe.at(epoch)
+            plan = plan_epoch(recipe, epoch, len(train_set), device)
             model.set_dropout(knobs.dropout)
             seed_dropout(recipe, epoch, ranks)
-            trained = _train_epoch(epoch, recipe, forward, state, len(train_set), ranks, run)
+            model.train()
+            losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
+            bar = progress_bar(range(plan.steps), f"epoch {epoch + 1}/{recipe.epochs}", shown=ranks.first)
+            # Nothing in a step makes the host wait for the device, but a look at the loss now and then.
+            for step in bar:
+                lr = recipe.at(epoch + step / plan.steps).lr
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                loss, hit = loss_of(plan.batch(step, ranks))
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                losses[step] = loss.detach()
+                hits += hit
+                if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
+                    _check_finite(losses[: step + 1], epoch, ranks, run)
+                    bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
+            train_loss = float(ranks.sum(losses.sum())) / (plan.steps * ranks.world)
+            train_acc = 100 * float(ranks.sum(hits)) / len(plan.order)
+            images_per_s = len(plan.order) / (time.perf_counter() - started)
+
             ranks.share_buffers(model)
             test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
             if not math.isfinite(test.loss):
@@ -153,89 +197,154 @@ def train(
                 Epoch(
                     epoch=epoch + 1,
                     phase=recipe.phase(epoch),
-                    lr=trained.lr,
+                    lr=lr,
                     dropout=knobs.dropout,
                     mixup_alpha=knobs.mixup_alpha,
                     augmentation=knobs.augmentation,
-                    train_loss=trained.loss,
-                    train_acc=trained.accuracy,
+                    train_loss=train_loss,
+                    train_acc=train_acc,
                     test_loss=test.loss,
                     test_acc=test.top1,
                     test_top5=test.top5,
                     best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
-                    images_per_s=trained.images_per_s,
+                    images_per_s=images_per_s,
                     seconds=time.perf_counter() - started,
                     holdout_acc=held.top1 if held else None,
                 )
             )
             if run:
-                state.save(run)
+                states = model.state_dict(), optimizer.state_dict(), scaler.state_dict()
+                is_best = log.best is log[-1]
+                run.save(
+                    Checkpoint(identity, *states, log.rows, used), partial(save_model, model) if is_best else None
+                )
             say(log.line(recipe.epochs))
-            if run and hub:
-                hub.after_epoch(run, log)
             if watch and ranks.first:
                 watch(log)
             if recipe.out_of_patience([row.selection_acc for row in log]):
                 say(f"stopped early: {recipe.patience} epochs without a better one in this cycle")
                 break
         say(f"finished: {log.summary()}")
-        if run and hub:
-            hub.finish(run, log)
         return log
 
 
-@dataclass(frozen=True)
-class TrainedEpoch:
-    """What an epoch's training came to; loss (nats) and accuracy (percent) are weighted by MixUp's lambda."""
+def loss_function(network: nn.Module, train_set: Split, device: torch.device, precision: str) -> LossOf:
+    """What is computed of a batch, in one function that the compiler takes as a whole.
 
-    lr: float
-    loss: float
-    accuracy: float
-    images_per_s: float
+    The learning rate is no part of it, so it is compiled once. `train_set` lives on `device` as uint8.
+    """
+
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean loss (0-d, nats) and count of hits, both weighted by MixUp's lambda."""
+        labels = train_set.labels[batch.order]
+        images = augment.apply(train_set.images[batch.order], batch.draws, batch.policy)
+        images = augment.normalize(augment.resize(images, batch.image_size))
+        if batch.lam is not None:
+            images = augment.mixup(images, batch.lam)
+        with autocast(device, precision):
+            logits = network(images.contiguous(memory_format=torch.channels_last))
+        weight = torch.ones((), device=device) if batch.lam is None else batch.lam
+        loss = augment.mixup_cross_entropy(logits, labels, weight, batch.label_smoothing)
+        predicted = logits.detach().argmax(1)
+        own, partner = (predicted == labels).sum(), (predicted == labels.roll(1)).sum()
+        return loss, weight * own + (1 - weight) * partner
+
+    return loss_of
 
 
-def _train_epoch(
-    epoch: int,
+def _check_fit(
     recipe: Recipe,
-    forward: Forward,
-    state: TrainState,
+    model: Network,
+    data: Cifar100,
     images: int,
     ranks: Ranks,
-    run: RunFolder | None,
-) -> TrainedEpoch:
-    started = time.perf_counter()
-    state.model.train()
-    device = next(state.model.parameters()).device
-    plan = plan_epoch(recipe, epoch, images, device)
-    losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
-    bar = progress_bar(range(plan.steps), f"epoch {epoch + 1}/{recipe.epochs}", shown=ranks.first)
-    # Nothing between here and the look at the loss makes the host wait for the device.
-    for step in bar:
-        lr = recipe.at(epoch + step / plan.steps).lr
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        loss, hit = forward(*loss_arguments(recipe, plan, epoch, step, ranks))
-        state.scaler.scale(loss).backward()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad()
-        losses[step] = loss.detach()
-        hits += hit
-        if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
-            finite = ranks.sum((~losses[: step + 1].isfinite()).float()) == 0
-            if not finite.all():
-                first = int(finite.int().argmin())
-                raise NonFiniteLoss(
-                    f"the loss is infinite or NaN in epoch {epoch + 1}, step {first + 1}; {how_to_go_on(run)}. "
-                    "A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
-                )
-            bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
-    return TrainedEpoch(
-        lr=lr,
-        loss=float(ranks.sum(losses.sum())) / (plan.steps * ranks.world),
-        accuracy=100 * float(ranks.sum(hits)) / len(plan.order),
-        images_per_s=len(plan.order) / (time.perf_counter() - started),
+    sync_batchnorm: bool,
+    device: torch.device,
+) -> None:
+    """Refuse what cannot be trained, before anything is written."""
+    if model.config["num_classes"] != len(data.classes):
+        raise ModelError(
+            f"{model.name} has {model.config['num_classes']} classes and the data {len(data.classes)}"
+        )
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise ModelError(f"{model.name} is not in float32: build it under torch.set_default_dtype(torch.float32)")
+    if recipe.batch_size > images:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images")
+    if recipe.batch_size % ranks.world:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
+    if sync_batchnorm and device.type != "cuda":
+        raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
+
+
+def _optimizer(recipe: Recipe, model: Network, device: torch.device) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.at(0).lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=device.type in ("cuda", "cpu"),
     )
+    for parameter in model.parameters():
+        # Left to itself, fused SGD takes uninitialised memory, and keeps it if the first fp16 step overflows.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def _try_out(loss_of: LossOf, network: nn.Module, batch: Batch) -> None:
+    """Run one forward and backward pass, which compiles both, and leave nothing changed."""
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    network.train()
+    try:
+        loss_of(batch)[0].backward()
+    finally:
+        network.zero_grad()
+        with torch.no_grad():
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
+
+def _check_finite(losses: Tensor, epoch: int, ranks: Ranks, run: RunFolder | None) -> None:
+    finite = ranks.sum((~losses.isfinite()).float()) == 0
+    if not finite.all():
+        raise NonFiniteLoss(
+            f"the loss is infinite or NaN in epoch {epoch + 1}, step {int(finite.int().argmin()) + 1}; "
+            f"{how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
+        )
+
+
+@contextlib.contextmanager
+def _usual_settings() -> Iterator[None]:
+    """Gradients and float32, whatever the caller has switched off or set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _restoring_the_start(model: nn.Module, log: EpochLog) -> Iterator[None]:
+    """Give `model` its first weights back if not even one epoch came to its end: the next run starts from them."""
+    start = None if log else {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    try:
+        yield
+    except BaseException:
+        if start and not log:
+            model.load_state_dict(start)
+        raise
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Say, when Ctrl-C or SIGTERM ends the block, from where the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; {how_to_go_on(run)}")
+        raise
 
 
 def _silent(line: str) -> None:

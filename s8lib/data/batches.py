@@ -1,4 +1,4 @@
-"""All the randomness of one epoch's data, as a function of (seed, epoch).
+"""An epoch's plan and its batches: all the randomness of the data, as a function of (seed, epoch).
 
 It is drawn on the CPU and for the global batch, so data, noise and MixUp are the same on any device, after a
 resume, and for any number of ranks.
@@ -12,9 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s8lib.data.augment import POLICIES, Draws, draw, draw_mixup
+from s8lib.data.augment import Draws, draw, draw_mixup
 from s8lib.machine.ranks import Ranks
-from s8lib.recipe import Recipe
+from s8lib.recipe import POLICIES, Knobs, Policy, Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's share of a step: which images, and all that is done to them.
+
+    Attributes:
+        order: [B] int64, the images.
+        draws: their augmentation, of `policy`.
+        lam: 0-d float32, MixUp's lambda; None leaves them unmixed.
+        image_size: pixels, the side they are shrunk to.
+    """
+
+    order: Tensor
+    draws: Draws
+    lam: Tensor | None
+    policy: Policy
+    image_size: int
+    label_smoothing: float
 
 
 @dataclass(frozen=True)
@@ -27,10 +46,25 @@ class EpochPlan:
         lam: [steps] float32, MixUp's lambda of each batch.
     """
 
+    knobs: Knobs
     steps: int
     order: Tensor
     draws: Draws
     lam: Tensor
+
+    def batch(self, step: int, ranks: Ranks) -> Batch:
+        """This rank's part of the global batch of `step`."""
+        size = len(self.order) // self.steps // ranks.world
+        begin = (step * ranks.world + ranks.rank) * size
+        rows, knobs = slice(begin, begin + size), self.knobs
+        return Batch(
+            self.order[rows],
+            self.draws[rows],
+            self.lam[step] if knobs.mixup_alpha else None,
+            POLICIES[knobs.augmentation],
+            knobs.image_size,
+            knobs.label_smoothing,
+        )
 
 
 def plan_epoch(recipe: Recipe, epoch: int, images: int, device: torch.device) -> EpochPlan:
@@ -42,14 +76,7 @@ def plan_epoch(recipe: Recipe, epoch: int, images: int, device: torch.device) ->
     order = torch.randperm(images, generator=generator)[:used]
     draws = draw(used, POLICIES[knobs.augmentation], generator)
     lam = draw_mixup(steps, knobs.mixup_alpha, generator)
-    return EpochPlan(steps, order.to(device), draws.to(device), lam.to(device))
-
-
-def share_of(recipe: Recipe, step: int, ranks: Ranks) -> slice:
-    """The rows of the plan that this rank trains on in `step`: its part of the global batch."""
-    size = recipe.batch_size // ranks.world
-    begin = step * recipe.batch_size + ranks.rank * size
-    return slice(begin, begin + size)
+    return EpochPlan(knobs, steps, order.to(device), draws.to(device), lam.to(device))
 
 
 def seed_dropout(recipe: Recipe, epoch: int, ranks: Ranks) -> None:

@@ -1,161 +1,281 @@
-"""Mirror a run folder to Google Drive while it trains: in the background, whatever the Drive does."""
+"""A run's folder on Google Drive, which disconnects, fills up and forgets.
+
+On Colab the Drive is a folder, but renaming is not atomic there, a write can vanish with the connection, and what
+is deleted lies in the Trash at full size. So a new file is written straight to its name, read back and compared;
+the manifest that names it comes after it, in two copies, one of them whole at any moment; and only then is what is
+no longer named emptied and deleted. Whoever reads takes no file that is not what the manifest says.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
+import hashlib
+import io
 import os
+import shutil
 import threading
-import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from s8lib.models.weights import CONFIG, SAFETENSORS
-from s8lib.run.drive_folder import DriveFolder, newest_first
-from s8lib.run.folder import RunError, RunFolder, differences
+from s8lib.run.save import (
+    CHECKPOINT,
+    KEEP,
+    MANIFEST,
+    Content,
+    Manifest,
+    RunError,
+    RunFault,
+    differences,
+    digest,
+    new_name,
+    replacing,
+    unseal,
+)
 
-PATIENCE = 600.0  # seconds; a Drive that needs longer for WRN-28-10 takes less than a megabyte a second
+if TYPE_CHECKING:
+    from s8lib.run.copies import Staged
+    from s8lib.run.folder import RunFolder
+
+MANIFESTS = (MANIFEST, "manifest.copy.json")  # alike; the first is what a RunFolder reads
+BEST = ("best", new_name("best"))  # the second only while the first holds the weights that count
+CHUNK = 4 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class DriveMirror:
-    """Keeps the complete saves of a `RunFolder` in a folder of a mounted Drive.
-
-    After each save one background thread copies what is new. The next save waits for it, so that copies never
-    queue, but not forever. What goes wrong on the Drive is told in one line an epoch and tried again after the
-    next; it never stops training. The thread itself says nothing: that would end up in whatever cell is running.
+class DriveFolder:
+    """The place for a run's saves on a mounted Drive; see `copies.Place`.
 
     Args:
-        folder: the run's folder on the Drive; it is made when needed, but not the folder that it lies in.
-        patience: seconds from its start for which a copy is waited for.
+        path: the run's folder on the Drive; it is made when needed, but not the folder that it lies in.
     Raises:
         RunError: if that one is not there. Made under a mountpoint without a Drive, it would block the next mount.
     """
 
-    def __init__(self, folder: str | Path, patience: float = PATIENCE) -> None:
-        self.folder = Path(folder).absolute()
-        self.patience = patience
-        self._drive = DriveFolder(self.folder)
-        self._failing = False
-        if not os.path.isdir(self.folder.parent):
-            raise RunError(f"{self.folder.parent} is not there: mount Google Drive before training")
+    # What touches the Drive goes through `open` and `os` in this file: the tests put a misbehaving Drive there.
 
-    def begin(self, run: RunFolder) -> None:
-        """Start copying the newest save, unless a copy is still under way."""
-        under_way = _under_way.get(self.folder)
-        manifest = run.manifest()
-        if manifest["checkpoints"] and not (under_way and under_way.is_alive()):
-            _under_way[self.folder] = _Copy(self._drive, run.path, manifest, self.patience)
-            _under_way[self.folder].start()
+    title, required = "Google Drive", True
 
-    def wait(self, run: RunFolder) -> None:
-        """Wait for the copy under way, because the files of `run` are about to change; tell if it failed."""
-        problem = self._outcome()
-        if problem:
-            run.say(f"Google Drive: {problem}; trying again with the next")
-        elif self._failing:
-            run.say("Google Drive: works again")
-        self._failing = problem is not None
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.address = str(self.path)
+        self._manifest = Manifest()  # as last read or written
+        self._whole = ""  # the one of MANIFESTS that is known to hold it
+        self._seen: dict[str, Content] = {}  # of files as last read
+        self._writer: str | None = None  # of the training process that saves here; None before `claim`
+        if not self.path.parent.is_dir():
+            raise RunError(f"{self.path.parent} is not there: mount Google Drive before training")
 
-    def sync(self, run: RunFolder) -> bool:
-        """Copy what is new, wait for it, and tell what is there; whether that is everything."""
-        self._outcome()  # of an older save: what counts is the newest
-        self.begin(run)
-        problem = self._outcome()
-        if problem:
-            run.say(f"Google Drive: {problem}; the whole run is on this machine only, in {run.path}")
-        elif self._drive.manifest["checkpoints"]:
-            epochs = [str(entry["epoch"]) for entry in self._drive.manifest["checkpoints"].values()]
-            run.say(f"Google Drive: holds the checkpoints of epochs {', '.join(epochs)} in {self.folder}")
-        return problem is None
+    def manifest(self) -> Manifest:
+        """The newest manifest that is whole."""
+        before, self._manifest, self._whole = self._manifest, Manifest(), ""
+        if self.path.name in os.listdir(self.path.parent):  # fails where the Drive is gone
+            for name in MANIFESTS:
+                found = self._read_manifest(name)
+                if found and (not self._whole or found.sequence > self._manifest.sequence):
+                    self._manifest, self._whole = found, name
+            there = self._names("checkpoints")
+            # A first copy that was cut off leaves one checkpoint that no manifest names.
+            if not self._manifest.checkpoints and len(there) > (1 if self._whole else 0):
+                raise OSError(errno.EIO, "it holds checkpoints, but no manifest that names them")
+        if self._manifest != before:
+            self._seen.clear()  # what was written may have vanished, or someone else has written
+        return self._manifest
 
-    def fetch(self, run: RunFolder, newer_than: int | None) -> Path | None:
-        """Bring the newest save that verifies into `run`, if it is of a later epoch; its checkpoint there.
+    def look(self, new: Manifest) -> None:
+        """See that a save may come here: the run there is this one, and nobody has taken it over since `claim`."""
+        there, writer = self.manifest(), new.writer
+        if differing := differences(there.identity, new.identity):
+            raise OSError(errno.EEXIST, f"{self.path} holds another run: {differing}")
+        if self._writer is not None and there.writer not in ("", writer, self._writer):
+            raise RunFault(
+                f"another machine goes on with the run in {self.path}: this one stops, and what is there is unchanged"
+            )
+        self._writer = writer
+
+    def claim(self, here: Manifest) -> None:
+        """Name this training process in the manifest, if the save there is one of its run: another one then stops."""
+        there = self.manifest()
+        if there.epoch <= here.epoch and not differences(there.identity, here.identity):
+            if there.checkpoints:
+                self._commit(writer=here.writer)
+            self._writer = here.writer
+
+    def receive(self, name: str, content: Content, target: Path) -> bool:
+        """Copy a file from the Drive to `target`, in one piece, if it is the one."""
+        for place in (name, new_name(name)):
+            with contextlib.suppress(FileNotFoundError), open(self.path / place, "rb") as source:
+                if os.stat(self.path / place).st_size == content.bytes and digest(source) == content:
+                    source.seek(0)
+                    with replacing(target) as partial, partial.open("wb") as file:
+                        shutil.copyfileobj(source, file, CHUNK)
+                    self._seen[place] = content
+                    return True
+        return False
+
+    def send(self, save: Staged, stop: threading.Event) -> str:
+        """Bring a save onto the Drive; it keeps the newest five."""
+        try:
+            for folder in (self.path, self.path / "checkpoints"):  # not their parent, which a mount must bring
+                _make_folder(folder)
+            self._refuse_to_go_back(save.manifest)
+            self._commit()  # a first one at once, so that checkpoints without a manifest always mean damage
+            while True:
+                try:
+                    self._send_save(save.folder, save.manifest)
+                    break
+                except OSError as error:
+                    if error.errno not in FULL or not self._make_room():
+                        raise
+            self._free_the_rest()
+        except OSError:
+            self._seen.clear()  # what was written may vanish with the connection
+            raise
+        return ""
+
+    def summary(self) -> str:
+        epochs = ", ".join(str(epoch) for epoch in sorted(self._manifest.checkpoints))
+        return f"{self.title}: holds the checkpoints of epochs {epochs} in {self.path}"
+
+    def missing(self, run: RunFolder, epoch: int) -> str:
+        return f"{self.title}: epoch {epoch} is NOT there; the whole run is on this machine only, in {run.path}"
+
+    def _read_manifest(self, name: str) -> Manifest | None:
+        try:
+            with open(self.path / name, "rb") as file:
+                found = unseal(file.read())
+        except (FileNotFoundError, ValueError):
+            return None
+        if found.sequence == 0 and found.checkpoints:  # format 1, of a RunFolder: its save is not to be undone
+            raise OSError(errno.EEXIST, "a run has trained in this very folder: go on with it there")
+        return found
+
+    def _refuse_to_go_back(self, new: Manifest) -> None:
+        """A resume has brought what is newer there, unless it could not read the Drive."""
+        there = self.manifest()
+        for epoch, name in there.checkpoints.items():
+            if epoch > new.epoch and self._holds(name, there.files[name]):
+                raise OSError(errno.EEXIST, f"{self.path} holds {name}: start again to go on from it")
+
+    def _send_save(self, source: Path, new: Manifest) -> None:
+        """Everything of the save that is not there yet, each thing before the manifest that names it."""
+        name, best = new.checkpoints[new.epoch], new.best()
+        self._send(source, name, name, new.files[name])
+        older = [older for epoch, older in self._still_there().items() if epoch < new.epoch][: KEEP - 1]
+        files = {name: self._manifest.files[name] for name in (*older, *self._manifest.best())}
+        for other in new.files.keys() - best.keys() - {name}:
+            self._send(source, other, other, new.files[other])
+        files |= {name: content for name, content in new.files.items() if name not in best}
+        changes: dict[str, Any] = {"files": files, "identity": new.identity, "writer": new.writer}
+        if new.best_epoch in dataclasses.replace(new, files=files).checkpoints:
+            self._commit(**changes)  # already: until the best weights are there, that checkpoint has them
+        if best:
+            self._send_best(source, best)
+            changes |= {"files": files | best, "best_epoch": new.best_epoch}
+        self._commit(**changes)
+
+    def _send_best(self, source: Path, best: dict[str, Content]) -> None:
+        """New weights never take the place of those that the manifest on the Drive names."""
+        place = BEST[0]
+        if self._place_of(best) != place and self._place_of(self._manifest.best()) == place:
+            place = BEST[1]
+        _make_folder(self.path / place)
+        for name, content in best.items():
+            self._send(source, name, f"{place}/{Path(name).name}", content)
+
+    def _send(self, folder: Path, name: str, target: str, content: Content) -> None:
+        """Copy a file, unless it is there, and verify the copy."""
+        if not self._holds(target, content):
+            with (folder / name).open("rb") as file:
+                self._write(target, file, content)
+
+    def _commit(self, **changes: Any) -> None:
+        """Write the manifest with what has changed in it.
 
         Raises:
-            RunError: if the two folders hold different runs, before anything is changed. If `run` holds no epoch,
-                also if the Drive cannot be read, or holds nothing intact: a run never starts over silently.
+            RunFault: meanwhile another training process has taken over.
         """
-        self._outcome()  # training that was interrupted may have left a copy under way
-        try:
-            there = self._drive.read()
-            differing = differences(there["identity"], run.manifest()["identity"])
-            if differing:
-                raise RunError(
-                    f"{self.folder} and {run.path} hold different runs ({differing}): use another name for this "
-                    "run, or move one of the two away"
-                )
-            return self._receive_save(run, there, newer_than)
-        except OSError as error:
-            if newer_than is None:
-                raise RunError(
-                    f"{self.folder} cannot be read ({error}), and a run must not start over because of that: "
-                    "mount Google Drive again and repeat this, or use another name for this run"
-                ) from error
-            run.say(f"Google Drive: cannot be read ({error}); going on from epoch {newer_than} on this machine")
-            return None
+        manifest = dataclasses.replace(self._manifest, **changes)
+        if manifest == self._manifest and self._whole:
+            return
+        there = self._read_manifest(self._whole) if self._whole else None
+        if there and there.writer not in (self._manifest.writer, manifest.writer):
+            raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
+        manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
+        text = manifest.seal()
+        content = Content(len(text), hashlib.sha256(text).hexdigest())
+        for name in sorted(MANIFESTS, key=lambda name: name == self._whole):  # last the only one that is whole
+            self._write(name, io.BytesIO(text), content)
+            self._manifest, self._whole = manifest, name
 
-    def _receive_save(self, run: RunFolder, there: dict[str, Any], newer_than: int | None) -> Path | None:
-        best, taken = there["best"], None
-        for name, entry in newest_first(there):
-            if newer_than is not None and entry["epoch"] <= newer_than:
-                break
-            if not self._drive.receive(f"checkpoints/{name}", run.checkpoints / name, entry):
-                run.say(f"Google Drive: {name} is damaged there: passed over")
-                continue
-            if taken is None:
-                self._receive_files(run, there, entry["epoch"])
-                taken = run.checkpoints / name
-                run.say(f"Google Drive: epoch {entry['epoch']} is brought here from {self.folder}")
-            run.adopt(name, entry, there["identity"])
-            if best is None or best["epoch"] <= entry["epoch"]:
-                break  # else best is of a lost epoch, and that before it may be in an older checkpoint only
-        if taken is None and newer_than is None and there["checkpoints"]:
-            raise OSError(errno.EIO, "none of the checkpoints there is intact")
-        return taken
+    def _write(self, name: str, source: BinaryIO, content: Content) -> None:
+        self._seen.pop(name, None)
+        with open(self.path / name, "wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+            file.flush()
+            os.fsync(file.fileno())
+        if not self._holds(name, content):
+            raise OSError(errno.EIO, f"{name} reads back as something else than was to be written")
 
-    def _receive_files(self, run: RunFolder, there: dict[str, Any], epoch: int) -> None:
-        """All of the save of `epoch` but its checkpoint."""
-        files, best = there["files"].items(), there["best"]
-        lost = [name for name, entry in files if not self._drive.receive(name, run.path / name, entry)]
-        if lost:
-            run.say(f"Google Drive: not as they were saved there, so left there: {', '.join(lost)}")
-        place = self._drive.place_of_best(best)
-        if place and best["epoch"] <= epoch:
+    def _holds(self, name: str, content: Content) -> bool:
+        """Whether the Drive has this very file; it is read only if it was not yet."""
+        if not self._has(name, content):
+            return False
+        if name not in self._seen:
+            with open(self.path / name, "rb") as file:
+                self._seen[name] = digest(file)
+        return self._seen[name] == content
 
-            def write(folder: Path) -> None:
-                self._drive.receive(f"{place}/{CONFIG}", folder / CONFIG, best["config"])
-                self._drive.receive(f"{place}/{SAFETENSORS}", folder / SAFETENSORS, best)
+    def _has(self, name: str, content: Content) -> bool:
+        """Whether the Drive has a file of this name and size."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.path / name).st_size == content.bytes
+        return False
 
-            run.save_best(best["epoch"], write)
+    def _place_of(self, best: dict[str, Content]) -> str | None:
+        """The one of BEST that holds these weights."""
+        places = (p for p in BEST if best and all(self._holds(f"{p}/{Path(n).name}", c) for n, c in best.items()))
+        return next(places, None)
 
-    def _outcome(self) -> str | None:
-        """Wait for the copy under way, if any; what went wrong with it."""
-        copy = _under_way.get(self.folder)
-        if copy is None:
-            return None
-        copy.join(max(0, copy.deadline - time.monotonic()))
-        if copy.is_alive():
-            return f"copying epoch {copy.epoch} is not finished after {self.patience:.0f} s"
-        del _under_way[self.folder]
-        return f"epoch {copy.epoch} was not copied ({copy.problem})" if copy.problem else None
+    def _still_there(self) -> dict[int, str]:
+        """The checkpoints that the manifest names, newest first, less those that are gone or cut short."""
+        files = self._manifest.files
+        return {epoch: n for epoch, n in self._manifest.checkpoints.items() if self._has(n, files[n])}
 
+    def _names(self, folder: str) -> list[str]:
+        names = os.listdir(self.path / folder) if folder in os.listdir(self.path) else []
+        return [f"{folder}/{name}" for name in names]
 
-class _Copy(threading.Thread):
-    """A copy of one save; `problem` says why it is not on the Drive, if it is not."""
+    def _free_the_rest(self) -> None:
+        """Free checkpoints that the manifest does not name, and the other place of best."""
+        for name in self._names("checkpoints"):
+            if CHECKPOINT.fullmatch(name) and name not in self._manifest.files:
+                self._free(name)
+        place = self._place_of(self._manifest.best())
+        for other in BEST:
+            if place and other != place and other in os.listdir(self.path):
+                for name in self._names(other):
+                    self._free(name)
+                os.rmdir(self.path / other)
 
-    def __init__(self, drive: DriveFolder, source: Path, manifest: dict[str, Any], patience: float) -> None:
-        super().__init__(name="copy to Google Drive", daemon=True)  # daemon: a process must end though Drive hangs
-        self.drive, self.source, self.manifest = drive, source, manifest
-        self.epoch = newest_first(manifest)[0][1]["epoch"]
-        self.deadline = time.monotonic() + patience
-        self.problem: str | None = "the copy broke off"
+    def _make_room(self) -> bool:
+        """On a full Drive, give up what was being written and the oldest checkpoint, if a newer one is intact."""
+        self._free_the_rest()
+        names, files = list(self._still_there().values()), self._manifest.files
+        if not any(self._holds(name, files[name]) for name in names[:-1]):
+            return False
+        self._free(names[-1])
+        return True
 
-    def run(self) -> None:
-        try:
-            self.drive.copy(self.source, self.manifest)
-            self.problem = None
-        except OSError as error:
-            self.problem = str(error)
+    def _free(self, name: str) -> None:
+        """Empty a file, then delete it: the Trash counts towards the quota."""
+        self._seen.pop(name, None)
+        with open(self.path / name, "wb"):
+            pass
+        os.unlink(self.path / name)
 
 
-# By folder on the Drive: a copy outlives the notebook cell, and the DriveMirror, that began it.
-_under_way: dict[Path, _Copy] = {}
+def _make_folder(path: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path)

@@ -1,222 +1,219 @@
-"""The run folder: all that a run leaves, and all that a resume needs. It knows files, not training.
+"""The run folder: the place on this disk, where a run is trained. It knows files, not training.
 
-A save is complete when `manifest.json` names it, with sizes and sha256; until then it never happened. So a kill
-at any moment leaves the last complete save, and a damaged file is noticed and passed over.
+A save is written under new names, then `manifest.json` names it, then its files move into place. A kill at any
+moment leaves the newest complete save; the next start finishes the moving.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 
-from s8lib.models.weights import SAFETENSORS
-from s8lib.run.save import PARTIAL, holds, identity, replacing, sync
+from s8lib.recipe import Recipe
+from s8lib.run.checkpoint import Checkpoint
+from s8lib.run.log import EpochLog
+from s8lib.run.reading import RunReader
+from s8lib.run.save import (
+    CONFIG,
+    KEEP,
+    LOG,
+    MANIFEST,
+    OUTGOING,
+    PARTIAL,
+    WEIGHTS,
+    Content,
+    Manifest,
+    RunError,
+    RunFault,
+    content_of,
+    differences,
+    holds,
+    new_name,
+    replacing,
+    sync,
+)
 
-KEEP = 5  # checkpoints, counted by what is on disk
+if TYPE_CHECKING:
+    from s8lib.run.copies import Copies
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+Write = Callable[[Path], object]
 
 
-class RunError(RuntimeError):
-    """A run folder that cannot be used as asked; the message says what to do. The run in it is unchanged."""
-
-
-class Mirror(Protocol):
-    """Keeps complete saves a second time, where things may fail; `run.drive` has one. Only `fetch` may raise."""
-
-    def begin(self, run: RunFolder) -> None:
-        """Start copying the newest save."""
-
-    def wait(self, run: RunFolder) -> None:
-        """Return when the files of `run` may change again; tell of a copy that failed."""
-
-    def sync(self, run: RunFolder) -> bool:
-        """Copy what is new, wait for it, and tell what is there; whether that is everything."""
-
-    def fetch(self, run: RunFolder, newer_than: int | None) -> Path | None:
-        """Bring the newest save that verifies, if it is of a later epoch; its checkpoint here."""
-
-
-class RunFolder:
+class RunFolder(RunReader):
     """A run's folder, made when first written to.
 
     Args:
         path: the folder.
         say: takes one line for people at a time.
-        mirror: keeps the complete saves a second time.
+        copies: keep the saves in other places too.
     """
 
-    def __init__(self, path: str | Path, say: Callable[[str], None] = print, mirror: Mirror | None = None) -> None:
-        self.path = Path(path)
-        self.say = say
-        self.mirror = mirror
-        self.checkpoints = self.path / "checkpoints"
-        self.best = self.path / "best"
-        self._new_best = self.path / "best.new"
-        self._manifest = self.path / "manifest.json"
+    def __init__(
+        self, path: str | Path, say: Callable[[str], None] = print, copies: Iterable[Copies] = ()
+    ) -> None:
+        super().__init__(path, say)
+        self.copies = list(copies)
+        self.writer = uuid.uuid4().hex  # this training process, in the manifest
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the folder for one training process; the lock goes with the process, however it ends.
 
-        Leaving it in peace brings the mirror up to date.
+        Leaving it in peace brings the copies up to date.
 
         Raises:
-            RunError: if another process holds it, or the folder cannot be made.
+            RunError: if another process holds it, or the folder cannot be used.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make the run folder {self.path}: {error.strerror}") from error
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-                self.sync()
+            lock = FileLock(self.path / ".lock", fallback_to_soft=False)
+            lock.acquire(timeout=0)
         except Timeout:
             raise RunError(f"another process is training in {self.path}: wait for it or stop it") from None
+        except (OSError, NotImplementedError, ValueError) as error:
+            number = getattr(error, "errno", errno.ENOSYS)
+            why = "its file system has no locks, so two processes could train there at once"
+            reason = why if number in NO_LOCKS else getattr(error, "strerror", None) or error
+            raise RunError(f"the run folder {self.path} cannot be used ({reason}): use another one") from error
+        try:
+            yield
+            self.sync()
+        finally:
+            lock.release()
 
     def sync(self) -> bool:
-        """Bring the mirror, if there is one, up to date and tell what it holds; whether that is everything."""
-        return self.mirror is None or self.mirror.sync(self)
+        """Bring the copies, if there are any, up to date and tell what they hold; whether that is everything."""
+        return all([copies.finish(self) for copies in self.copies])
 
-    def manifest(self) -> dict[str, Any]:
-        """What was completely saved: `checkpoints` {name: {epoch, bytes, sha256}}, `best`, `identity`.
-
-        Raises:
-            RunError: if the file is damaged, or is missing beside checkpoints.
-        """
-        try:
-            manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
-            return {
-                "checkpoints": dict(manifest["checkpoints"]),
-                "best": manifest["best"],
-                "identity": manifest.get("identity"),
-            }
-        except FileNotFoundError:
-            if not (self._on_disk() or self.best.exists() or (self.path / "epoch_log.csv").exists()):
-                return {"checkpoints": {}, "best": None, "identity": None}
-            problem = "is missing"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            problem = f"cannot be read ({type(error).__name__}: {error})"
-        raise RunError(
-            f"{self._manifest} {problem}, so nothing beside it can be trusted: bring the file back, or start in "
-            "another run folder"
-        )
-
-    def save(
-        self,
-        epoch: int,
-        state: dict[str, Any],
-        epoch_log: str,
-        save_best: Callable[[Path], None] | None = None,
-    ) -> None:
-        """Save the checkpoint of `epoch`, the epoch log (CSV text) and, if given, new best weights.
+    def fetch(self, identity: Mapping[str, Any] | None = None) -> int:
+        """Bring the newest save that verifies here, from wherever it is; its epoch, or 0 if there is none.
 
         Args:
-            state: primitives and tensors only, so that it loads with `weights_only=True`; its `identity`, if
-                any, tells one run from another.
-            save_best: writes `config.json` and `model.safetensors` into the folder it is given.
-        """
-        if self.mirror:
-            self.mirror.wait(self)
-        manifest = self.manifest()
-        self._settle_best(manifest)
-        name = f"epoch_{epoch:03d}.pt"
-        with replacing(self.checkpoints / name) as partial:
-            try:
-                torch.save(state, partial)
-            except RuntimeError as error:  # torch's word for a full disk, among others
-                raise OSError(f"cannot write {self.checkpoints / name}: {str(error).splitlines()[0]}") from error
-        manifest["checkpoints"][name] = {"epoch": epoch, **identity(self.checkpoints / name)}
-        manifest["identity"] = state.get("identity")
-        if save_best:
-            manifest["best"] = self._write_new_best(epoch, save_best)
-        self.write_text("epoch_log.csv", epoch_log)
-        on_disk, listed = self._on_disk(), manifest["checkpoints"]
-        manifest["checkpoints"] = {path.name: listed[path.name] for path in on_disk[-KEEP:] if path.name in listed}
-        self._write_manifest(manifest)  # from here on, this save happened
-        self._settle_best(manifest)
-        for path in on_disk[:-KEEP]:
-            path.unlink(missing_ok=True)
-        if self.mirror:
-            self.mirror.begin(self)
-
-    def save_best(self, epoch: int, write: Callable[[Path], None]) -> None:
-        """Replace `best/` by the weights of `epoch`; `write` is `save`'s `save_best`."""
-        manifest = self.manifest()
-        manifest["best"] = self._write_new_best(epoch, write)
-        self._write_manifest(manifest)
-        self._settle_best(manifest)
-
-    def resume(self) -> dict[str, Any] | None:
-        """The newest checkpoint that verifies, on the CPU, or None in a fresh folder.
-
+            identity: of the run that is meant, if one is.
         Raises:
-            RunError: if checkpoints were saved and none of them verifies: a run never starts over silently.
+            RunError: another run is here, or saves are, and none of them verifies.
         """
         manifest = self.manifest()
-        if not self._manifest.exists():
-            self._write_manifest(manifest)
-        self._settle_best(manifest)
-        for folder, pattern in ((self.path, "*.json"), (self.path, "*.csv"), (self.checkpoints, "epoch_*.pt")):
-            for partial in folder.glob(pattern + PARTIAL):
-                partial.unlink()
-        newest = self._newest_intact(manifest["checkpoints"])
-        if self.mirror:
-            newest = self.mirror.fetch(self, newer_than=_epoch_of(newest) if newest else None) or newest
-        if newest:
-            return torch.load(newest, map_location="cpu", weights_only=True)
-        if manifest["checkpoints"]:
+        self._refuse_another(manifest.identity, identity)
+        self._tidy(manifest)
+        newest = self._newest_intact(manifest)
+        for copies in self.copies:
+            newest = copies.fetch(self, newest, identity) or newest
+        for old in (".hub", OUTGOING):
+            shutil.rmtree(self.path / old, ignore_errors=True)
+        if not newest and manifest.checkpoints:
             raise RunError(
-                f"none of the checkpoints that {self._manifest} names is intact: bring one back into "
+                f"none of the checkpoints that {self.path / MANIFEST} names is intact: bring one back into "
                 f"{self.checkpoints}, or start in another run folder"
             )
-        return None
+        return newest
 
-    def adopt(self, name: str, entry: dict[str, Any], identity: dict[str, Any] | None) -> None:
-        """Name in the manifest a checkpoint that was brought here from elsewhere and verified."""
-        manifest = self.manifest()
-        manifest["checkpoints"][name] = entry
-        manifest["identity"] = identity
-        self._write_manifest(manifest)
-
-    def checkpoint(self, epoch: int) -> dict[str, Any] | None:
-        """The checkpoint of `epoch` on the CPU, if it is still here and intact."""
-        path = self.checkpoints / f"epoch_{epoch:03d}.pt"
-        entry = self.manifest()["checkpoints"].get(path.name)
-        if entry and holds(path, entry):
-            return torch.load(path, map_location="cpu", weights_only=True)
-        return None
-
-    def last_epoch(self) -> int | None:
-        """The epoch of the newest complete checkpoint."""
-        return max((entry["epoch"] for entry in self.manifest()["checkpoints"].values()), default=None)
-
-    def best_weights(self) -> tuple[int, Path] | None:
-        """The best epoch and the folder with its `config.json` and `model.safetensors`, for `from_pretrained`.
-
-        Only reads, so it may be called while another process trains here.
-
-        Raises:
-            RunError: if the weights are damaged.
-        """
-        best = self.manifest()["best"]
-        if best is None:
+    def resume(self, identity: Mapping[str, Any] | None = None) -> Checkpoint | None:
+        """The newest checkpoint that verifies, on the CPU, or None in a fresh folder; raises as `fetch`."""
+        epoch = self.fetch(identity)
+        if not epoch:
             return None
-        for folder in (self.best, self._new_best):  # the latter: named in the manifest, not yet moved
-            if holds(folder / SAFETENSORS, best):
-                return best["epoch"], folder
-        raise RunError(
-            f"{self.best / SAFETENSORS} is damaged or missing (its sha256 is not the one in {self._manifest}): "
-            "going on with the run restores it if the checkpoint of that epoch is still there"
+        checkpoint = Checkpoint.load(self.path / self.manifest().checkpoints[epoch])
+        if checkpoint.epoch != epoch:
+            raise RunError(f"{self.checkpoints}: the checkpoint of epoch {epoch} holds epoch {checkpoint.epoch}")
+        self._refuse_another(checkpoint.identity, identity)
+        return checkpoint
+
+    def begin_session(self, settings: Mapping[str, Any], recipe: Recipe) -> None:
+        """Write what a reader of the folder needs, once a start or resume, and `claim` the run."""
+        self.write_json("recipe.json", recipe.to_dict())
+        self.write_json(
+            "environment.json", [*self.sessions(), {"from_epoch": self.manifest().epoch + 1, **settings}]
         )
+        self.claim()
+
+    def claim(self) -> None:
+        """From now on this process saves here: another one that still trains this run stops at its next save."""
+        self._commit(dataclasses.replace(self.manifest(), writer=self.writer))
+        for copies in self.copies:
+            copies.claim(self)
+
+    def save(self, checkpoint: Checkpoint, save_best: Write | None = None) -> None:
+        """Save `checkpoint`, its log as `epoch_log.csv` and, if given, new best weights.
+
+        Args:
+            save_best: writes `config.json` and `model.safetensors` into the folder it is given.
+        Raises:
+            RunFault: the save could not be made; those of before are whole. Or another process trains this run.
+        """
+        epoch = checkpoint.epoch
+        try:
+            manifest = self.manifest()
+        except RunError as error:
+            raise RunFault(f"epoch {epoch} cannot be saved: {error}") from error
+        if manifest.writer != self.writer:
+            raise RunFault(
+                f"epoch {epoch} is not saved: another process has gone on with the run in {self.path}, or its "
+                f"{MANIFEST} was replaced; this one stops, and what is there is unchanged"
+            )
+        older = [name for older, name in manifest.checkpoints.items() if older < epoch][: KEEP - 1]
+        files = {name: manifest.files[name] for name in [*older, *manifest.best()]}
+        with self._all_or_nothing(f"epoch {epoch}", checkpoint.size() * 3 // 2):
+            name = f"checkpoints/epoch_{epoch:03d}.pt"
+            files[name] = self._write_new(name, checkpoint.save)
+            text = checkpoint.epoch_log.to_csv()
+            files[LOG] = self._write_new(LOG, lambda path: path.write_text(text, encoding="utf-8"))
+            if save_best:
+                files |= self._write_new_best(save_best)
+            self.install(
+                dataclasses.replace(
+                    manifest,
+                    files=files,
+                    best_epoch=epoch if save_best else manifest.best_epoch,
+                    identity=checkpoint.identity,
+                )
+            )
+        for copies in self.copies:
+            copies.after_save(self)
+
+    def restore_best(self, epoch: int, write: Write) -> None:
+        """Replace `best/` by the weights of `epoch`; `write` is `save`'s `save_best`."""
+        manifest = self.manifest()
+        with self._all_or_nothing(f"best epoch {epoch}", 0):
+            files = manifest.files | self._write_new_best(write)
+            self.install(dataclasses.replace(manifest, files=files, best_epoch=epoch))
+
+    def restore_best_config(self, epoch: int, config: Mapping[str, Any]) -> bool:
+        """Write `best/config.json` anew, if the weights beside it are those of `epoch`; whether they are."""
+        manifest = self.manifest()
+        weights = manifest.files.get(WEIGHTS)
+        if manifest.best_epoch != epoch or not weights or not holds(self.find(WEIGHTS), weights):
+            return False
+        text = json.dumps(config, indent=2) + "\n"
+        content = self._write_new(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
+        self.install(dataclasses.replace(manifest, files=manifest.files | {CONFIG: content}))
+        return True
+
+    def restore_log(self, log: EpochLog) -> None:
+        """Write `epoch_log.csv` anew, if it is not the one of `log`."""
+        manifest, text = self.manifest(), log.to_csv()
+        content = self._write_new(LOG, lambda path: path.write_text(text, encoding="utf-8"))
+        if manifest.files.get(LOG) == content and holds(self.path / LOG, content):
+            (self.path / new_name(LOG)).unlink()
+        else:
+            self.install(dataclasses.replace(manifest, files=manifest.files | {LOG: content}))
+
+    def install(self, manifest: Manifest) -> None:
+        """The one door for a save: name the files that lie under their new names, then move them into place."""
+        self._commit(manifest)  # from here on, this save happened
+        self._settle(manifest)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder in one piece: a reader sees the old text or the new, never half of it."""
@@ -227,71 +224,87 @@ class RunFolder:
         """`write_text` of `value` as JSON."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
 
-    def read_json(self, name: str, default: Any) -> Any:
-        """The JSON file `name` of the folder, or `default` if there is none."""
+    def _refuse_another(self, there: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
+        if differing := differences(there, here):
+            raise RunError(
+                f"this run folder holds another run: {differing}. Use those values to go on with it, or another run "
+                f"folder than {self.path}"
+            )
+
+    def _commit(self, manifest: Manifest) -> None:
+        manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
+        with replacing(self.path / MANIFEST) as partial:
+            partial.write_bytes(manifest.seal())
+
+    def _write_new(self, name: str, write: Write) -> Content:
+        path = self.path / new_name(name)
+        path.parent.mkdir(exist_ok=True)
+        write(path)
+        sync(path)
+        sync(path.parent)
+        return content_of(path)
+
+    def _write_new_best(self, write: Write) -> dict[str, Content]:
+        folder = self.path / new_name(WEIGHTS)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.parent.mkdir()
+        write(folder.parent)
+        return {name: self._write_new(name, lambda path: None) for name in (WEIGHTS, CONFIG)}
+
+    def _settle(self, manifest: Manifest) -> None:
+        """Move what the manifest names into its place, and remove what it does not name any more."""
+        for name, content in manifest.files.items():
+            new = self.path / new_name(name)
+            if new.is_file() and holds(new, content):
+                (self.path / name).parent.mkdir(exist_ok=True)
+                try:
+                    os.replace(new, self.path / name)
+                except PermissionError as error:
+                    if name != LOG:
+                        raise
+                    self.say(
+                        f"{self.path / LOG} is held open by another program ({error}): renewed with the next save"
+                    )
+        for folder in (self.checkpoints, self.best):
+            sync(folder) if folder.exists() else None
+            shutil.rmtree(folder.with_name(f"{folder.name}.new"), ignore_errors=True)
+        oldest = min(manifest.checkpoints, default=0)
+        for epoch, path in self._on_disk().items():
+            if epoch < oldest:
+                path.unlink(missing_ok=True)
+
+    def _tidy(self, manifest: Manifest) -> None:
+        """Finish or undo what a kill has cut off."""
+        self._settle(manifest)
+        for folder, pattern in ((self.path, "*.json"), (self.path, "*.csv")):
+            for partial in folder.glob(pattern + PARTIAL):
+                partial.unlink()
+        for epoch, path in self._on_disk().items():
+            if epoch not in manifest.checkpoints:
+                self.say(f"{path} is no part of the run's saves: left alone")
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self, what: str, needed: int) -> Iterator[None]:
+        """Turn what a disk refuses into a RunFault that says so, and leave nothing half-written."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return default
-
-    def _write_manifest(self, manifest: dict[str, Any]) -> None:
-        self.write_json(self._manifest.name, manifest)
-
-    def _on_disk(self) -> list[Path]:
-        found = self.checkpoints.glob("epoch_*.pt")
-        return sorted((p for p in found if re.fullmatch(r"epoch_\d+\.pt", p.name)), key=_epoch_of)
-
-    def _newest_intact(self, listed: dict[str, Any]) -> Path | None:
-        for path in reversed(self._on_disk()):
-            if path.name not in listed:
-                self.say(f"{path} was never completely saved: passed over")
-            elif holds(path, listed[path.name]):
-                return path
-            else:
-                self.say(f"{path} is damaged (its sha256 is not the manifest's): passed over")
-        return None
-
-    def _write_new_best(self, epoch: int, write: Callable[[Path], None]) -> dict[str, Any]:
-        shutil.rmtree(self._new_best, ignore_errors=True)
-        self._new_best.mkdir()
-        write(self._new_best)
-        for path in (*self._new_best.iterdir(), self._new_best):
-            sync(path)
-        return {"epoch": epoch, **identity(self._new_best / SAFETENSORS)}
-
-    def _settle_best(self, manifest: dict[str, Any]) -> None:
-        """Move `best.new` into place if the manifest names it; if a kill came before that, drop it."""
-        if not self._new_best.exists():
-            return
-        new = self._new_best / SAFETENSORS
-        if manifest["best"] and holds(new, manifest["best"]):
-            self.best.mkdir(exist_ok=True)
-            for path in sorted(self._new_best.iterdir()):  # config.json before model.safetensors
-                os.replace(path, self.best / path.name)
-        shutil.rmtree(self._new_best)
-
-
-def differences(there: dict[str, Any] | None, here: dict[str, Any] | None) -> str:
-    """How the identities of two runs differ; "" if they are one run.
-
-    A recipe's name is no difference, nor is a value that one of the two does not know: another version wrote it.
-    """
-    there, here = there or {}, here or {}
-    return "; ".join(
-        f"{part} {key} is {there[part][key]!r} there and {here[part][key]!r} here"
-        for part in sorted(there.keys() & here.keys())
-        for key in sorted(there[part].keys() & here[part].keys())
-        if there[part][key] != here[part][key] and (part, key) != ("recipe", "name")
-    )
+            yield
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for it, among others
+            free = shutil.disk_usage(self.path).free
+            reason = " ".join(str(error).split())
+            if free < needed or getattr(error, "errno", None) in FULL:
+                reason = f"the disk is full ({free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed)"
+            for name in ("checkpoints.new", "best.new"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            (self.path / new_name(LOG)).unlink(missing_ok=True)
+            raise RunFault(f"{what} cannot be saved: {reason}; {how_to_go_on(self)}") from error
 
 
 def how_to_go_on(run: RunFolder | None) -> str:
     """What someone whose run has just stopped needs to know, as the end of a sentence."""
-    last = run.last_epoch() if run else None
-    if run is None or last is None:
+    epoch = 0
+    if run:
+        with contextlib.suppress(RunError):
+            epoch = run.manifest().epoch
+    if run is None or not epoch:
         return "no checkpoint was saved yet"
-    return f"the last good checkpoint is epoch {last} in {run.path}, and the same command goes on from there"
-
-
-def _epoch_of(path: Path) -> int:
-    return int(path.stem.removeprefix("epoch_"))
+    return f"the last good checkpoint is epoch {epoch} in {run.path}, and the same command goes on from there"

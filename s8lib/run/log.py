@@ -6,12 +6,13 @@ import csv
 import dataclasses
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Epoch:
     """One row. Accuracies are percent, losses nats, epochs count from 1.
 
@@ -43,8 +44,15 @@ class Epoch:
         return self.test_acc if self.holdout_acc is None else self.holdout_acc
 
 
-_FORMATS = {"lr": ".6g", "train_loss": ".4f", "test_loss": ".4f", "images_per_s": ".1f", "seconds": ".2f"}
-_FORMATS |= dict.fromkeys(("train_acc", "test_acc", "test_top5", "best_acc", "holdout_acc"), ".2f")
+_FORMATS = {
+    "lr": ".6g",
+    "train_loss": ".4f",
+    "test_loss": ".4f",
+    "train_acc": ".2f",
+    "images_per_s": ".1f",
+    "seconds": ".2f",
+}
+_COUNTED = ("test_acc", "test_top5", "best_acc", "holdout_acc")
 COLUMNS = tuple(field.name for field in dataclasses.fields(Epoch) if field.name != "holdout_acc")
 
 
@@ -75,6 +83,11 @@ class EpochLog:
         """
         return max(self.rows, key=lambda row: row.selection_acc)
 
+    @property
+    def minutes(self) -> float:
+        """What all epochs took together, evaluation included."""
+        return sum(row.seconds for row in self.rows) / 60
+
     def line(self, epochs: int) -> str:
         """The last epoch, of a run of `epochs`, in one line."""
         row = self.rows[-1]
@@ -91,16 +104,8 @@ class EpochLog:
         return (
             f"final epoch {final.epoch}: {final.test_acc:.2f}% top-1 on the test set; "
             f"best epoch {best.epoch}: {best.test_acc:.2f}%, chosen on {selector(best.holdout_acc is not None)}; "
-            f"{sum(row.seconds for row in self.rows) / 60:.1f} minutes"
+            f"{self.minutes:.1f} minutes"
         )
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Primitives at full precision, for a checkpoint."""
-        return [dataclasses.asdict(row) for row in self.rows]
-
-    @classmethod
-    def from_dicts(cls, rows: Iterable[dict[str, Any]]) -> EpochLog:
-        return cls(Epoch(**row) for row in rows)
 
     def to_csv(self) -> str:
         """The table as text; `holdout_acc` is its last column where images are held out."""
@@ -109,7 +114,7 @@ class EpochLog:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(columns)
         for row in self.rows:
-            writer.writerow([format(getattr(row, name), _FORMATS.get(name, "")) for name in columns])
+            writer.writerow([_text(name, getattr(row, name)) for name in columns])
         return out.getvalue()
 
     @classmethod
@@ -131,6 +136,12 @@ class EpochLog:
             )
         except (TypeError, ValueError, csv.Error) as error:
             raise ValueError(f"{path} is not an epoch log: {error}") from error
+
+
+def _text(name: str, value: float | str) -> str:
+    """A number as the table shows it. Of a share of test images, all that tells one count from the next."""
+    short = format(value, ".2f" if name in _COUNTED else _FORMATS.get(name, ""))
+    return f"{value:.6f}" if name in _COUNTED and abs(float(short) - float(value)) > 1e-9 else short
 
 
 def selector(held_out: bool) -> str:

@@ -1,16 +1,174 @@
-"""Whole files: written in one piece, on disk for good, and known by their size and sha256."""
+"""A save: a set of files with a manifest. Until the manifest names its files, a save never happened.
+
+A place (this disk, Drive, the Hub) may hold a file of a save under its name or, while the file that had this name
+is still needed, under its new name: `checkpoints/epoch_007.pt` or `checkpoints.new/epoch_007.pt`. Size and sha256
+in the manifest tell which of the two is the one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import pydantic_core
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from s8lib.recipe import Recipe
+from s8lib.validation import check
+
+FORMAT = 2  # of the manifest; 1, without a number, had no sha256 of its own and named fewer files
+KEEP = 5  # checkpoints
 PARTIAL = ".partial"  # ends the name of a file that is being written
+MANIFEST, LOG, OUTGOING = "manifest.json", "epoch_log.csv", ".outgoing"
+WEIGHTS, CONFIG = "best/model.safetensors", "best/config.json"
+CHECKPOINT = re.compile(r"checkpoints/epoch_([0-9]+)\.pt")
+
+
+class RunError(RuntimeError):
+    """A run that cannot be used as asked; the message says what to do. The run is unchanged."""
+
+
+class RunFault(RuntimeError):
+    """What ended a run in the middle; the message says why, and from where the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a manifest knows of a file."""
+
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+Name = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=200)]  # stays in its folder
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class Manifest:
+    """What a complete save consists of.
+
+    Attributes:
+        files: by their names, such as `checkpoints/epoch_007.pt` or `best/config.json`.
+        best_epoch: the epoch of the weights in `best/`.
+        identity: the recipe, the model and the data of the run; None before the first save.
+        writer: the training process that wrote it last.
+        sequence: how often it has been written.
+    """
+
+    files: dict[Name, Content] = dataclasses.field(default_factory=dict)
+    best_epoch: Annotated[int, Field(ge=1)] | None = None
+    identity: dict[str, dict[str, Any]] | None = None
+    writer: str = ""
+    sequence: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def checkpoints(self) -> dict[int, str]:
+        """Names of the checkpoints by their epochs, the newest first."""
+        epochs = {int(match[1]): name for name in self.files if (match := CHECKPOINT.fullmatch(name))}
+        return dict(sorted(epochs.items(), reverse=True))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the newest checkpoint; 0 if there is none."""
+        return next(iter(self.checkpoints), 0)
+
+    def best(self) -> dict[str, Content]:
+        """The files of the best weights, those that are there."""
+        return {name: self.files[name] for name in (WEIGHTS, CONFIG) if name in self.files}
+
+    def seal(self) -> bytes:
+        """The text of the file, with a sha256 that tells when a byte of it is missing or changed."""
+        return _sealed({"format": FORMAT, **dataclasses.asdict(self)})
+
+
+def unseal(text: bytes) -> Manifest:
+    """The manifest in a file.
+
+    Raises:
+        RunError: a later version of s8lib has written it.
+        ValueError: it is damaged, or no manifest.
+    """
+    values = pydantic_core.from_json(text)
+    if not isinstance(values, dict):
+        raise ValueError("it is no JSON object")
+    version = values.get("format", 1)
+    if isinstance(version, int) and version > FORMAT:
+        raise RunError(
+            f"it was saved by a later version of s8lib (format {version}, this one reads up to {FORMAT}): update s8lib"
+        )
+    seal = values.pop("sha256", None)
+    if (seal is not None or version != 1) and _sealed(values) != text:
+        raise ValueError("a part of it is missing or changed")
+    values = _from_format_1(values) if version == 1 else {k: v for k, v in values.items() if k != "format"}
+    return check(Manifest, json.dumps(values).encode(), ValueError)
+
+
+def _sealed(values: dict[str, Any]) -> bytes:
+    text = json.dumps(values, indent=2)
+    return json.dumps({**values, "sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=2).encode()
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of format 2 in a manifest of the version before, from a disk, Drive or the Hub."""
+    try:
+        best = values["best"]
+        files = {f"checkpoints/{name}": _content(entry) for name, entry in values["checkpoints"].items()}
+        if best is not None:
+            files[WEIGHTS] = _content(best)
+            if "config" in best:
+                files[CONFIG] = _content(best["config"])
+        files |= {name: _content(entry) for name, entry in values.get("files", {}).items()}
+        return {
+            "files": files,
+            "best_epoch": best and best["epoch"],
+            "identity": values.get("identity"),
+            "sequence": values.get("sequence", 0),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no manifest of a run ({type(error).__name__}: {error})") from None
+
+
+def _content(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("bytes", "sha256")}
+
+
+def identity_of(
+    recipe: Recipe, model: Mapping[str, Any], data_sha256: str, holdout: int
+) -> dict[str, dict[str, Any]]:
+    """What two runs must share for one to go on with the other's save; primitives only."""
+    return {"recipe": recipe.to_dict(), "model": dict(model), "data": {"sha256": data_sha256, "holdout": holdout}}
+
+
+def differences(there: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> str:
+    """How the identities of two runs differ, as a list in words; "" if they are one run, or one is not known.
+
+    A recipe's name is no difference. A field that a recipe lacks had its default when that recipe was trained.
+    """
+    if there is None or here is None:
+        return ""
+    usual = {"recipe": Recipe().to_dict()}
+    one, other = ({part: usual.get(part, {}) | values[part] for part in values} for values in (there, here))
+    return "; ".join(
+        f"{part} {key} is {one[part].get(key)!r} there and {other[part].get(key)!r} here"
+        for part in sorted(one.keys() & other.keys())
+        for key in sorted(one[part].keys() | other[part].keys())
+        if one[part].get(key) != other[part].get(key) and (part, key) != ("recipe", "name")
+    )
+
+
+def new_name(name: str) -> str:
+    """Where a file lies while the one that has its name is still needed."""
+    first, slash, rest = name.partition("/")
+    return f"{first}.new{slash}{rest}"
 
 
 @contextlib.contextmanager
@@ -40,18 +198,18 @@ def sync(path: Path) -> None:
             os.close(folder)
 
 
-def digest(file: io.BufferedReader) -> dict[str, Any]:
+def digest(file: io.BufferedReader) -> Content:
     """Size and sha256 of a file that is open at its beginning; it is left at its end."""
     sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": file.tell(), "sha256": sha256}
+    return Content(file.tell(), sha256)
 
 
-def identity(path: Path) -> dict[str, Any]:
-    """`digest` of the file at `path`: what a manifest keeps of it."""
+def content_of(path: Path) -> Content:
+    """`digest` of the file at `path`."""
     with open(path, "rb") as file:
         return digest(file)
 
 
-def holds(path: Path, entry: dict[str, Any]) -> bool:
-    """Whether `path` is the file that a manifest's entry describes."""
-    return path.is_file() and identity(path).items() <= entry.items()
+def holds(path: Path, content: Content) -> bool:
+    """Whether `path` is the file that a manifest describes."""
+    return path.is_file() and path.stat().st_size == content.bytes and content_of(path) == content

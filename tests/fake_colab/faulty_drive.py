@@ -1,4 +1,4 @@
-"""A Drive that misbehaves: a folder, and what stands between it and `s8lib.run.drive_folder`."""
+"""A Drive that misbehaves: a folder, and what stands between it and `s8lib.run.drive`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s8lib.run import drive_folder
+from s8lib.run import drive
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Call:
 
 
 class FaultyDrive:
-    """Takes the place of `open` and `os` in `s8lib.run.drive_folder`.
+    """Takes the place of `open` and `os` in `s8lib.run.drive`.
 
     Args:
         root: the folder that plays the Drive.
@@ -53,7 +53,7 @@ class FaultyDrive:
             uninstall()
 
     def install(self) -> None:
-        vars(drive_folder).update(open=self.open, os=self)
+        vars(drive).update(open=self.open, os=self)
 
     def call(self, name: str, path: Any) -> None:
         """Let `before` decide about a call, if it is one to the Drive."""
@@ -122,8 +122,8 @@ class _File(io.FileIO):
 
 
 def uninstall() -> None:
-    """Give `s8lib.run.drive_folder` the real `open` and `os` again."""
-    vars(drive_folder).update(open=builtins.open, os=os)
+    """Give `s8lib.run.drive` the real `open` and `os` again."""
+    vars(drive).update(open=builtins.open, os=os)
 
 
 def fails(number: int, path: Path) -> None:

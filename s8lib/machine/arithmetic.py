@@ -1,0 +1,77 @@
+"""What the last bits of a training depend on: remembered with each save, and taken up again on resume."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from s8lib.machine.device import pick_precision
+
+
+def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int) -> dict[str, Any]:
+    """All of it, in primitives: two trainings with the same values, data and seed give the same bits.
+
+    On a GPU that also takes deterministic algorithms.
+    """
+    on_cpu = device.type == "cpu"
+    return {
+        "device": "cpu"
+        if on_cpu
+        else torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else device.type,
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "instructions": _instructions() if on_cpu else "",
+        "torch": str(torch.__version__),  # a subclass of str would need a pickle
+        "compiled": compiled,
+        "ranks": ranks,
+    }
+
+
+@contextlib.contextmanager
+def taken_up(device: torch.device, precision: str, saved: Mapping[str, Any]) -> Iterator[str]:
+    """The precision to go on in, and as many threads as before, where this machine has them natively.
+
+    Args:
+        precision: what was asked for; anything but `auto` wins over what was saved.
+        saved: the `arithmetic` of the save that is gone on from; empty for none.
+    """
+    chosen, threads = pick_precision(device, precision), torch.get_num_threads()
+    native = {"fp32"} | ({"bf16"} & {pick_precision(device)}) | ({"fp16"} if device.type == "cuda" else set())
+    if precision == "auto" and saved.get("precision") in native:
+        chosen = saved["precision"]
+    before = saved.get("threads")
+    if isinstance(before, int) and 0 < before <= (os.cpu_count() or 1):
+        torch.set_num_threads(before)
+    try:
+        yield chosen
+    finally:
+        torch.set_num_threads(threads)
+
+
+def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """One line, if a resumed run will not be to the bit what it would have been."""
+    differing = [
+        f"{key} {saved[key]!r}, now {here[key]!r}" for key in here if key in saved and saved[key] != here[key]
+    ]
+    if not saved:
+        say(
+            "NOTE: this save does not tell what its arithmetic depended on; where that differs, the last bits will"
+        )
+    elif differing:
+        say(f"NOTE: weights will differ in their last bits from an uninterrupted run's: {'; '.join(differing)}")
+
+
+def _instructions() -> str:
+    """What torch's own kernels and oneDNN's are chosen by."""
+    extra = [
+        n
+        for n, has in sorted(torch.cpu.get_capabilities().items())
+        if has is True and n.startswith(("amx", "avx512_b", "avx512_f"))
+    ]
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *extra])

@@ -1,0 +1,358 @@
+"""Keep a run's saves in another place, in the background: stage, send, see what came of it, try again, finish.
+
+Training stages the files of a save, as links where it can, and goes on; a thread sends them. What is to be said is
+said by the one who trains, between epochs: a thread's words would end up in whatever notebook cell is running.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from s8lib.machine.progress import progress_bar
+from s8lib.run.folder import OUTGOING, RunFolder
+from s8lib.run.save import (
+    CHECKPOINT,
+    LOG,
+    Content,
+    Manifest,
+    RunError,
+    RunFault,
+    content_of,
+    differences,
+    holds,
+    new_name,
+)
+
+TICK = 0.1  # seconds between two looks at a copy that is waited for
+LOOK = 2.0  # seconds that a save may wait for a place to say whose it is
+LONGEST_PAUSE = 900.0  # seconds; each failure doubles the pause before the next attempt
+
+
+class NotSent(OSError):
+    """A place did not take a save.
+
+    Attributes:
+        permanent: trying again does not help before something is changed.
+        retry_after: seconds that the place wants to be left alone.
+    """
+
+    def __init__(self, reason: str, permanent: bool = False, retry_after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.permanent, self.retry_after = permanent, retry_after
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A save that training cannot change any more: its manifest, and its files under their names in `folder`."""
+
+    folder: Path
+    manifest: Manifest
+    unnamed: tuple[str, ...]  # files that come with it and that the manifest does not answer for
+    message: str
+
+
+class Place(Protocol):
+    """Where saves are kept a second time. Every method may raise OSError, whatever is wrong there."""
+
+    title: str  # in what is said
+    address: str
+    required: bool  # a run is not begun without having looked there
+
+    def manifest(self) -> Manifest:
+        """Of the newest save there; an empty one if there is none."""
+
+    def receive(self, name: str, content: Content, target: Path) -> bool:
+        """Bring a file of the save; whether it is the one."""
+
+    def look(self, new: Manifest) -> None:
+        """See that this save may come there; RunFault if another process has taken the run over since `claim`."""
+
+    def claim(self, here: Manifest) -> None:
+        """From now on the training process that has written `here` saves there."""
+
+    def send(self, save: Staged, stop: threading.Event) -> str:
+        """Bring a save there; what there is to say about it. It may give up when `stop` is set."""
+
+    def summary(self) -> str:
+        """What is there, in words; "" if that has been said."""
+
+    def missing(self, run: RunFolder, epoch: int) -> str:
+        """What to do, as `epoch` is not there."""
+
+
+class Copies:
+    """Keeps the saves of a run in `place`.
+
+    Args:
+        every: epochs between copies; the last save is always sent.
+        wait: seconds that `finish` may wait.
+        pause: seconds before a failed copy is tried again; None for not before the next save.
+    """
+
+    def __init__(self, place: Place, every: int = 1, wait: float = 600.0, pause: float | None = None) -> None:
+        self.place, self.every, self.wait, self.pause = place, every, wait, pause
+        self._sent: tuple[Path, int] | None = None
+        self._due, self._failures, self._not_before = False, 0, 0.0
+        self.problem: NotSent | None = None
+
+    def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str], str]:
+        """What is sent beside the save, files or texts by their names, and what the copy is called."""
+        return {path.name: path for path in run.small_files()}, ""
+
+    def fetch(self, run: RunFolder, newest: int, identity: Mapping[str, Any] | None) -> int:
+        """Bring the newest save that verifies into `run`, if it is of a later epoch than `newest`; its epoch, or 0.
+
+        Raises:
+            RunError: another run is there. If `run` holds no epoch, also if the place cannot be read or holds
+                nothing intact: a run never starts over silently.
+        """
+        self._wait_for_thread(self.wait)
+        place = self.place
+        try:
+            there, here = place.manifest(), run.manifest()
+            if differing := differences(there.identity, here.identity or identity):
+                if not place.required:
+                    run.say(f"{place.title}: another run is there ({differing}): this one starts without")
+                    return 0
+                raise RunError(
+                    f"{place.title}: {place.address} and {run.path} hold different runs ({differing}): use another "
+                    "name for this run, or move one of the two away"
+                )
+            return self._receive(run, here, there, newest)
+        except OSError as error:
+            self._failures += 1
+            if newest:
+                run.say(f"{place.title}: cannot be read ({error}); going on from epoch {newest} in {run.path}")
+            elif place.required:
+                raise RunError(
+                    f"{place.address} cannot be read ({error}), and a run must not start over because of that: "
+                    f"see that {place.title} can be read and repeat this, or use another name for this run"
+                ) from error
+            else:
+                run.say(
+                    f"{place.title}: whether it holds epochs to go on from is unknown ({error}): starting without"
+                )
+            return 0
+
+    def _receive(self, run: RunFolder, here: Manifest, there: Manifest, newest: int) -> int:
+        title, got, taken = self.place.title, dict[str, Content](), 0
+        for epoch, name in there.checkpoints.items():
+            if epoch <= newest:
+                break
+            if not self._bring(run, name, there.files[name]):
+                run.say(f"{title}: {name} is damaged there: passed over")
+                continue
+            got[name] = there.files[name]
+            taken = taken or epoch
+            if there.best_epoch is None or there.best_epoch <= epoch:
+                break  # else best is of a lost epoch, and that before it may be in an older checkpoint only
+        if not taken:
+            if newest == 0 and there.checkpoints:
+                raise RunError(
+                    f"{title}: none of the checkpoints in {self.place.address} is intact: bring one back, or use "
+                    "another name for this run"
+                )
+            return 0
+        kept = {name: content for name, content in here.files.items() if CHECKPOINT.fullmatch(name)}
+        best_epoch = here.best_epoch
+        best = there.best()
+        if there.best_epoch and there.best_epoch <= taken and all(self._bring(run, n, c) for n, c in best.items()):
+            best_epoch = there.best_epoch
+            got |= best
+        else:
+            kept |= here.best()
+        small = {n: c for n, c in there.files.items() if n not in best and not CHECKPOINT.fullmatch(n)}
+        lost = [name for name, content in small.items() if not self._bring(run, name, content)]
+        if lost:
+            run.say(f"{title}: not as they were saved there, so left there: {', '.join(lost)}")
+        got |= {name: content for name, content in small.items() if name == LOG and name not in lost}
+        for name in small.keys() - {LOG, *lost}:
+            os.replace(run.path / new_name(name), run.path / name)
+        run.install(dataclasses.replace(there, files=kept | got, best_epoch=best_epoch, sequence=here.sequence))
+        run.say(f"{title}: epoch {taken} is brought to {run.path} from {self.place.address}")
+        return taken
+
+    def _bring(self, run: RunFolder, name: str, content: Content) -> bool:
+        target = run.path / new_name(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return self.place.receive(name, content, target) and holds(target, content)
+
+    def claim(self, run: RunFolder) -> None:
+        """Tell the place that this process goes on with the run."""
+        try:
+            self.place.claim(run.manifest())
+        except OSError as error:
+            if not self._failures:  # else it has been said
+                run.say(f"{self.place.title}: cannot be written to now ({error}); tried again with the next save")
+
+    def after_save(self, run: RunFolder) -> None:
+        """Tell how the copy under way has ended, if it has, and start the next one if it is due.
+
+        Raises:
+            RunFault: another training process has taken the run over there.
+        """
+        self._collect(run)
+        self._due = self._due or run.manifest().epoch % self.every == 0
+        if (sending := self._start(run)) and sending.looked.wait(LOOK) and isinstance(sending.problem, RunFault):
+            self._collect(run)
+
+    def finish(self, run: RunFolder) -> bool:
+        """Send the newest save, wait for it, and say what is there; whether that is everything."""
+        epoch, deadline = run.manifest().epoch, time.monotonic() + self.wait
+        if not epoch:
+            return True
+        self._failures, self._not_before = 0, 0.0  # the last chance does not wait for a pause of before
+        self._collect(run)
+        if self.pause is None:
+            self._sent = None  # other files than the save may be newer; what is there is not sent again
+        self._due = self._sent != (run.path, epoch)
+        done = False
+        try:
+            what = f"epoch {epoch} to {self.place.title}, for at most {self.wait:.0f} s"
+            with progress_bar(range(round(self.wait / TICK)), what, only_time=True) as ticks:
+                for _ in ticks:
+                    self._start(run)
+                    if not self._under_way and (not self._due or self._not_before > deadline):
+                        break
+                    self._wait_for_thread(TICK)
+                    self._collect(run, last=True)
+            done = self._sent == (run.path, epoch)
+        finally:  # also after Ctrl-C, which ends the waiting
+            if sending := self._under_way:
+                sending.stop.set()
+                sending.join(LOOK)
+                if not sending.is_alive():
+                    self._forget(sending)
+            said = self.place.summary() if done else self.place.missing(run, epoch)
+            if said:
+                run.say(said)
+        return done
+
+    @property
+    def _under_way(self) -> _Sending | None:
+        return _under_way.get(self.place.address)
+
+    def _start(self, run: RunFolder) -> _Sending | None:
+        """Start sending the newest save, if it is due and nothing is under way."""
+        if not self._due or self._under_way or time.monotonic() < self._not_before:
+            return None
+        self._due = False
+        try:
+            sending = _Sending(self.place, run, stage(run, *self.extras(run)))
+        except (OSError, RunError, ValueError) as error:  # a full disk, a damaged file, a card that fails
+            self._failed(run, run.manifest().epoch, NotSent(str(error)), last=False)
+            return None
+        _under_way[self.place.address] = sending
+        sending.start()
+        return sending
+
+    def _collect(self, run: RunFolder, last: bool = False) -> None:
+        """See whether the copy under way has ended, and how."""
+        sending = self._under_way
+        if not sending or sending.is_alive():
+            return
+        self._forget(sending)
+        if isinstance(sending.problem, RunFault):
+            raise sending.problem
+        epoch = sending.save.manifest.epoch
+        if sending.problem is not None:
+            self._failed(run, epoch, sending.problem, last)
+            return
+        if said := sending.said or (f"{self.place.title}: works again" if self._failures else ""):
+            run.say(said)
+        self._sent, self._failures, self.problem = (sending.run_path, epoch), 0, None
+
+    def _forget(self, sending: _Sending) -> None:
+        del _under_way[self.place.address]
+        shutil.rmtree(sending.save.folder, ignore_errors=True)
+
+    def _failed(self, run: RunFolder, epoch: int, problem: NotSent, last: bool) -> None:
+        self.problem = problem
+        self._failures += 1
+        if problem.permanent or self.pause is None:
+            then = "" if last else "; it is tried again with the next save"
+        else:
+            self._due = True
+            pause = max(problem.retry_after, min(self.pause * 2 ** (self._failures - 1), LONGEST_PAUSE))
+            self._not_before = time.monotonic() + pause
+            then = f"; it is tried again in {pause:.0f} s or later"
+        run.say(f"{self.place.title}: epoch {epoch} was not sent ({problem}){then}")
+
+    def _wait_for_thread(self, seconds: float) -> None:
+        if sending := self._under_way:
+            sending.join(seconds)
+
+
+def stage(run: RunFolder, extras: Mapping[str, Path | str], message: str) -> Staged:
+    """Put the newest save of `run`, and what goes with it, where training does not change it."""
+    manifest = run.manifest()
+    folder = run.path / OUTGOING / uuid.uuid4().hex
+    names = [manifest.checkpoints[manifest.epoch], LOG]
+    best = all(holds(run.find(name), content) for name, content in manifest.best().items())
+    names += manifest.best() if best else ()
+    files = {name: manifest.files[name] for name in names if name in manifest.files}
+    for name in files:
+        _link(run.find(name), folder / name)
+    for name, source in extras.items():
+        target = folder / name
+        if isinstance(source, str):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(source, encoding="utf-8")
+        elif name not in files:
+            _copy(source, target)
+    named = {name: content_of(folder / name) for name in extras if name not in (*files, "README.md")}
+    whole = dataclasses.replace(manifest, files=files | named, best_epoch=manifest.best_epoch if best else None)
+    return Staged(folder, whole, tuple(extras.keys() - whole.files.keys()), message)
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give `source`, which is replaced or removed but never written again, a second name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(source, target)
+
+
+class _Sending(threading.Thread):
+    """One copy on its way. A daemon: the process must end though a place hangs."""
+
+    def __init__(self, place: Place, run: RunFolder, save: Staged) -> None:
+        super().__init__(name=f"copy to {place.title}", daemon=True)
+        self.place, self.run_path, self.save = place, run.path, save
+        self.looked, self.stop = threading.Event(), threading.Event()
+        self.said = ""
+        self.problem: NotSent | RunFault | None = NotSent("the copy broke off")
+
+    def run(self) -> None:
+        try:
+            self.place.look(self.save.manifest)
+            self.looked.set()
+            self.said = self.place.send(self.save, self.stop)
+            self.problem = None
+        except (NotSent, RunFault) as error:
+            self.problem = error
+        except OSError as error:
+            self.problem = NotSent(str(error))
+        except (RunError, ValueError) as error:  # what somebody has to change
+            self.problem = NotSent(str(error), permanent=True)
+        finally:
+            self.looked.set()
+
+
+# By address: a copy outlives the notebook cell, and the Copies, that began it.
+_under_way: dict[str, _Sending] = {}

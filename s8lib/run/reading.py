@@ -1,0 +1,171 @@
+"""What a run left on this disk, read: its manifest, its log, its recipe, its best weights. Nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from s8lib.data.cifar100 import Cifar100
+from s8lib.recipe import Recipe
+from s8lib.run.checkpoint import Checkpoint
+from s8lib.run.log import EpochLog
+from s8lib.run.save import (
+    CHECKPOINT,
+    CONFIG,
+    LOG,
+    MANIFEST,
+    PARTIAL,
+    WEIGHTS,
+    Manifest,
+    RunError,
+    holds,
+    new_name,
+    unseal,
+)
+
+
+class RunReader:
+    """The reading half of a `RunFolder`; it may be used while another process trains there."""
+
+    def __init__(self, path: str | Path, say: Callable[[str], None] = print) -> None:
+        self.path = Path(path)
+        self.say = say
+        self.checkpoints = self.path / "checkpoints"
+        self.best = self.path / "best"
+
+    def manifest(self) -> Manifest:
+        """What was completely saved.
+
+        Raises:
+            RunError: it cannot be read, or names nothing beside files that only a save leaves.
+        """
+        path, manifest = self.path / MANIFEST, Manifest()
+        try:
+            manifest = unseal(path.read_bytes())
+            problem = "names no checkpoint"
+            traces = [*self._on_disk().values(), self.path / WEIGHTS]
+        except FileNotFoundError:
+            problem = "is missing"
+            traces = [*self._on_disk().values(), self.path / WEIGHTS, self.path / LOG]
+        except RunError as error:
+            raise RunError(f"{self.path} cannot be gone on with: {error}") from None
+        except (OSError, ValueError) as error:
+            problem, traces = f"cannot be read ({error})", [self.path]
+        left = [trace for trace in traces if trace.exists()]
+        if left and not manifest.checkpoints:
+            raise RunError(
+                f"{path} {problem}, but {left[-1]} is there, and a run never starts over silently: bring the file "
+                "back, or start in another run folder"
+            )
+        return manifest
+
+    def log(self) -> EpochLog:
+        """The rows of all epochs that are completely saved.
+
+        They come from `epoch_log.csv` or, where that is not what was saved, from the newest checkpoint.
+
+        Raises:
+            RunError: there is no such epoch, or neither can be read.
+        """
+        manifest, rows = self._finished(), EpochLog()
+        content, path = manifest.files.get(LOG), self.find(LOG)
+        with contextlib.suppress(OSError, ValueError):
+            rows = EpochLog(EpochLog.read(path).rows[: manifest.epoch])  # format 1: a kill may leave one row more
+        if len(rows) == manifest.epoch and (content is None or holds(path, content)):
+            return rows
+        if newest := self._newest_intact(manifest):
+            return EpochLog(Checkpoint.load(self.path / manifest.checkpoints[newest]).log)
+        if len(rows) == manifest.epoch:
+            return rows
+        raise RunError(f"{path} is damaged, and no checkpoint is left to restore it from: bring it back")
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run is trained by.
+
+        Raises:
+            RecipeError: it cannot be read.
+        """
+        identity = self.manifest().identity
+        return Recipe.from_dict(identity["recipe"]) if identity else Recipe.load(self.path / "recipe.json")
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """What `environment.json` knows of the machines, one entry a start or resume."""
+        found = self.read_json("environment.json", [])
+        return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
+
+    def best_weights(self) -> tuple[int, Path]:
+        """The best epoch and the folder with its `config.json` and `model.safetensors`, for `from_pretrained`.
+
+        Raises:
+            RunError: there are none, or they are damaged.
+        """
+        manifest = self._finished()
+        found = {name: self.find(name) for name in (WEIGHTS, CONFIG)}
+        intact = [holds(found[name], content) for name, content in manifest.best().items()]
+        folder = found[WEIGHTS].parent
+        if not manifest.best_epoch or not all(intact) or not (folder / found[CONFIG].name).is_file():
+            raise RunError(
+                f"{self.best} is damaged or incomplete (it is not what {self.path / MANIFEST} says): the command that "
+                "trained the run restores it, if the checkpoint of that epoch is still there"
+            )
+        return manifest.best_epoch, folder
+
+    def checkpoint(self, epoch: int) -> Checkpoint | None:
+        """The checkpoint of `epoch`, if it is still here and intact."""
+        manifest = self.manifest()
+        name = manifest.checkpoints.get(epoch)
+        path = name and self.find(name)
+        return Checkpoint.load(path) if name and path and holds(path, manifest.files[name]) else None
+
+    def find(self, name: str) -> Path:
+        """Where a file of the save lies: under its new name while it is not in its place yet."""
+        content, path = self.manifest().files.get(name), self.path / name
+        new = self.path / new_name(name)
+        return new if content and new.is_file() and not holds(path, content) else path
+
+    def refuse_other_data(self, data: Cifar100) -> None:
+        """Raise RunError if the run was trained on other data."""
+        identity = self.manifest().identity
+        if identity and identity["data"].get("sha256") != data.fingerprint():
+            raise RunError(
+                f"{self.path} was trained on other data than {data.source}: name the data it was trained on"
+            )
+
+    def small_files(self) -> list[Path]:
+        """What lies in the folder itself beside the save: recipe, environment, reports."""
+        files = (path for path in sorted(self.path.iterdir()) if path.is_file())
+        ours = (MANIFEST, "manifest.copy.json", LOG, new_name(LOG))
+        return [p for p in files if p.name not in ours and not p.name.startswith(".") and p.suffix != PARTIAL]
+
+    def read_json(self, name: str, default: Any) -> Any:
+        """The JSON file `name` of the folder, one that informs; `default` if there is none, or it is damaged."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return default
+        except (OSError, ValueError, RecursionError) as error:
+            self.say(f"{self.path / name} cannot be read ({error}): it is begun anew")
+            return default
+
+    def _finished(self) -> Manifest:
+        manifest = self.manifest()
+        if not manifest.epoch:
+            raise RunError(f"{self.path} holds no finished epoch: train there first")
+        return manifest
+
+    def _on_disk(self) -> dict[int, Path]:
+        """Checkpoints in their place, by epoch, whoever put them there."""
+        found = (
+            (CHECKPOINT.fullmatch(f"checkpoints/{path.name}"), path) for path in self.checkpoints.glob("*.pt")
+        )
+        return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+    def _newest_intact(self, manifest: Manifest) -> int:
+        for epoch, name in manifest.checkpoints.items():
+            if holds(self.find(name), manifest.files[name]):
+                return epoch
+            self.say(f"{self.path / name} is damaged or missing (it is not what the manifest says): passed over")
+        return 0
