@@ -23,7 +23,7 @@ import torch
 import s8lib as s8
 from benchmarks.performance import matrix_rate, peak_memory_gib, speed_of, training_flops
 from benchmarks.pieces import commit_of_checkout, join
-from s8lib.defaults import SYNTHETIC
+from s8lib.data.synthetic import SYNTHETIC
 from s8lib.machine.device import pick_device
 from s8lib.run.save import replacing
 

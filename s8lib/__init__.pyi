@@ -7,8 +7,8 @@ from s8lib.data.cifar100 import Cifar100 as Cifar100
 from s8lib.data.cifar100 import DataError as DataError
 from s8lib.data.cifar100 import Split as Split
 from s8lib.data.cifar100 import load_cifar100 as load_cifar100
+from s8lib.data.synthetic import choose_data as choose_data
 from s8lib.data.synthetic import synthetic_cifar100 as synthetic_cifar100
-from s8lib.defaults import choose_data as choose_data
 from s8lib.defaults import choose_recipe as choose_recipe
 from s8lib.defaults import run_name as run_name
 from s8lib.inference import Guess as Guess

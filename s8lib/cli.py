@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from s8lib.data.cifar100 import Cifar100, DataError, load_cifar100
-from s8lib.defaults import choose_data, choose_recipe, run_name
+from s8lib.data.synthetic import choose_data
+from s8lib.defaults import choose_recipe, run_name
 from s8lib.machine.device import DeviceError, pick_device
 from s8lib.metrics import evaluate
 from s8lib.models.networks import build_model, load_model

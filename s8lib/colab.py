@@ -14,7 +14,7 @@ from pathlib import Path
 
 from s8lib.data.cifar100 import at_hand
 from s8lib.data.download import one_line
-from s8lib.defaults import SYNTHETIC
+from s8lib.data.synthetic import SYNTHETIC
 from s8lib.machine.device import environment, pick_device, pick_precision
 from s8lib.run.drive import DriveMirror
 from s8lib.run.folder import RunFolder

@@ -1,20 +1,14 @@
-"""What is trained when little is said: recipe, data and the run's name, for command line and notebooks alike."""
+"""What is trained when little is said: the recipe and the run's name, for command line and notebooks alike."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-
 import torch
 
-from s8lib.data.cifar100 import Cifar100, DataError, load_cifar100
-from s8lib.data.synthetic import synthetic_cifar100
+from s8lib.data.cifar100 import Cifar100
+from s8lib.data.synthetic import SYNTHETIC
 from s8lib.machine.device import pick_device
 from s8lib.presets import PRESETS, QUICK, SEED_100
 from s8lib.recipe import Recipe, RecipeError
-
-SYNTHETIC = "synthetic"  # names the stand-in where a folder is asked for
 
 
 def choose_recipe(
@@ -49,34 +43,6 @@ def choose_recipe(
         recipe = recipe.stretched(epochs / recipe.epochs)
     given = {key: value for key, value in (("model", model), ("seed", seed)) if value is not None}
     return recipe.with_settings(given)
-
-
-def choose_data(
-    where: str | Path | None = None, *, may_stand_in: bool = False, say: Callable[[str], None] = print
-) -> Cifar100:
-    """The data in the folder `where`, else in $S8_DATA, the cache or from a download; see `load_cifar100`.
-
-    Either may say `synthetic` instead of a folder: the stand-in, which shows that everything works but nothing
-    about CIFAR-100. With `may_stand_in` it also takes the place, loudly, of a download that fails.
-    """
-    named = str(where or os.environ.get("S8_DATA", ""))
-    if named == SYNTHETIC:
-        return _stand_in()
-    try:
-        return load_cifar100(where, download=where is None)
-    except DataError as error:
-        if named or not may_stand_in:
-            raise
-        say(
-            f"NOTE: CIFAR-100 cannot be had: {error}\n"
-            "NOTE: training on the SYNTHETIC stand-in instead. It shows that everything works; its accuracy says "
-            "nothing about CIFAR-100."
-        )
-        return _stand_in()
-
-
-def _stand_in() -> Cifar100:
-    return synthetic_cifar100(train=2500, test=500)  # `quick` needs a minute or so for these
 
 
 def run_name(recipe: Recipe, data: Cifar100) -> str:

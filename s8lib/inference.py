@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s8lib.data.augment import SIDE
-from s8lib.data.cifar100 import CLASSES
+from s8lib.data.cifar100 import CLASSES, SUPERCLASS_OF
 from s8lib.metrics import predict_logits
 from s8lib.models.weights import ModelError
 
@@ -24,29 +25,7 @@ PREPARATION = (
     f"largest square in its middle and resized to {SIDE}x{SIDE} with Pillow's antialiased bicubic filter"
 )
 
-MEMBERS = {
-    "aquatic_mammals": "beaver dolphin otter seal whale",
-    "fish": "aquarium_fish flatfish ray shark trout",
-    "flowers": "orchid poppy rose sunflower tulip",
-    "food_containers": "bottle bowl can cup plate",
-    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
-    "household_electrical_devices": "clock keyboard lamp telephone television",
-    "household_furniture": "bed chair couch table wardrobe",
-    "insects": "bee beetle butterfly caterpillar cockroach",
-    "large_carnivores": "bear leopard lion tiger wolf",
-    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
-    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
-    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
-    "medium_mammals": "fox porcupine possum raccoon skunk",
-    "non-insect_invertebrates": "crab lobster snail spider worm",
-    "people": "baby boy girl man woman",
-    "reptiles": "crocodile dinosaur lizard snake turtle",
-    "small_mammals": "hamster mouse rabbit shrew squirrel",
-    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
-    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
-    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
-}
-SUPERCLASS_OF = {name: superclass for superclass, names in MEMBERS.items() for name in names.split()}
+BROKEN = (OSError, ValueError, SyntaxError, NotImplementedError, MemoryError, struct.error)  # what Pillow raises
 
 
 class ImageError(ValueError):
@@ -75,7 +54,10 @@ def predict(model: nn.Module, images: Any, classes: Sequence[str] = CLASSES, top
     Raises:
         ImageError: naming the image that cannot be read.
         ModelError: the model has another number of outputs than there are names.
+        ValueError: `top` is no whole number of at least 1.
     """
+    if not isinstance(top, int) or top < 1:
+        raise ValueError(f"top = {top!r}: it must be a whole number of at least 1")
     batch = prepare(images)
     if len(batch) == 0:
         return []
@@ -107,9 +89,10 @@ def prepare(images: Any) -> Tensor:
     for index, item in enumerate(_items(images)):
         try:
             out.append(torch.from_numpy(np.array(_small(item))).permute(2, 0, 1))
-        # SyntaxError: Pillow's word for some broken files. The bomb: more pixels than Pillow cares to unpack.
-        except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
-            raise ImageError(f"image {index} cannot be used: {' '.join(str(error).split())}") from error
+        # The bomb: more pixels than Pillow cares to unpack.
+        except (*BROKEN, DecompressionBombError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ImageError(f"image {index} cannot be used: {reason}") from error
     return torch.stack(out) if out else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8)
 
 

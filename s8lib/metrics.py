@@ -14,6 +14,9 @@ from s8lib.data import augment
 from s8lib.data.cifar100 import Split
 from s8lib.machine.device import autocast, pick_device, pick_precision
 from s8lib.machine.ranks import ALONE, Ranks
+from s8lib.models.weights import ModelError
+
+BINS = 15  # of confidence
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,17 @@ class Metrics:
 
     Attributes:
         n: number of images.
+        hits: number of images whose true class is first: exact, where `top1` is rounded.
         loss: mean negative log-likelihood, without label smoothing.
         top1, top5: the true class is first, among the first five.
-        superclass_top1: the first class lies in the true superclass.
-        ece: expected calibration error, percent, 15 equal bins of confidence (arXiv:1706.04599).
+        superclass_top1: the first class lies in the true superclass; a class without images here lies in none.
+        ece: expected calibration error, percent, over `calibration` (arXiv:1706.04599).
         top1_interval: Wilson's 95% interval of top1, for n independent images.
         per_class: top1 for each class; nan for a class that the split does not hold.
     """
 
     n: int
+    hits: int
     loss: float
     top1: float
     top5: float
@@ -48,7 +53,7 @@ class Metrics:
             "top-5": f"{self.top5:.2f}%",
             "superclass top-1": f"{self.superclass_top1:.2f}%",
             "NLL": f"{self.loss:.4f} nats",
-            "calibration error": f"{self.ece:.2f}%  (15 bins)",
+            "calibration error": f"{self.ece:.2f}%  ({BINS} bins)",
             "worst classes": ", ".join(f"{name} {accuracy:.0f}%" for accuracy, name in ranked[:5]),
         }
         return "\n".join(f"  {name:<18}{value}" for name, value in rows.items())
@@ -68,6 +73,8 @@ def evaluate(
         device: where to run, by default the best here; the model is moved there.
         precision: auto, bf16, fp16 or fp32.
         ranks: share the work among them; every rank returns the whole split's metrics.
+    Raises:
+        ModelError: the split has labels that are no output of the model.
     """
     device = pick_device(device)
     logits = predict_logits(model.to(device), split.images, precision, batch_size, ranks)
@@ -82,7 +89,7 @@ def predict_logits(
 
     Each of `ranks` runs its share of the batches and adds zeros for the rest, so the sum over ranks is exact.
     """
-    device = _device_of(model)
+    device = next(model.parameters()).device
     precision = pick_precision(device, precision)
     was_training = model.training
     model.eval()
@@ -103,25 +110,46 @@ def predict_logits(
 
 
 def metrics_of(logits: Tensor, labels: Tensor, coarse_labels: Tensor) -> Metrics:
-    """Metrics of logits [N, classes] against labels [N] and coarse labels [N]; counts are exact integers."""
+    """Metrics of logits [N, classes] against labels [N], which must be in 0..classes-1, and coarse labels [N]."""
     n, classes = logits.shape
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0 or high >= classes:
+        raise ModelError(f"the model tells {classes} classes apart, and the labels go from {low} to {high}")
     confidence, predicted = logits.softmax(1).max(1)
     correct = predicted == labels
     top5 = (logits.topk(min(5, classes)).indices == labels[:, None]).any(1)
-    superclass_of = torch.full((classes,), -1, device=labels.device)
-    superclass_of[labels] = coarse_labels
+    superclass_of = superclasses_of(labels, coarse_labels, classes)
+    images, accuracy, sure = calibration(confidence, correct)
     per_class = torch.bincount(labels[correct], minlength=classes) / torch.bincount(labels, minlength=classes)
     hits = int(correct.sum())
     return Metrics(
         n=n,
+        hits=hits,
         loss=float(F.cross_entropy(logits.double(), labels)),
         top1=100 * hits / n,
         top5=100 * int(top5.sum()) / n,
         superclass_top1=100 * int((superclass_of[predicted] == coarse_labels).sum()) / n,
-        ece=100 * _calibration_error(confidence.double(), correct),
+        ece=100 * float((images * (accuracy - sure).abs()).sum()) / n,
         top1_interval=wilson_interval(hits, n),
         per_class=tuple((100 * per_class).tolist()),
     )
+
+
+def superclasses_of(labels: Tensor, coarse_labels: Tensor, classes: int) -> Tensor:
+    """[classes] int64: each class's superclass; -1 for a class that no label names."""
+    superclass_of = torch.full((classes,), -1, device=labels.device)
+    superclass_of[labels] = coarse_labels
+    return superclass_of
+
+
+def calibration(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Over BINS equal bins of confidence ([N] in 0..1): the images in each, their accuracy and mean confidence.
+
+    Returns three tensors [BINS]; an empty bin has accuracy and confidence 0.
+    """
+    index = (confidence.double() * BINS).ceil().long().clamp(1, BINS) - 1  # bins (k/15, (k+1)/15], as in the paper
+    images, hits, sure = (index.bincount(w, BINS) for w in (None, correct.double(), confidence.double()))
+    return images, hits / images.clamp(min=1), sure / images.clamp(min=1)
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -130,14 +158,3 @@ def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, floa
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return 100 * (centre - half), 100 * (centre + half)
-
-
-def _calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> float:
-    index = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (k/15, (k+1)/15], as in the paper
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, index, confidence - correct.double())
-    return float(gap.abs().sum()) / len(confidence)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -197,6 +197,9 @@ class Loader:
             "HF_TOKEN": "hf_expired",
         }
         environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "NO_PROXY": "127.0.0.1"}
+        environment |= {
+            "HF_HUB_DOWNLOAD_TIMEOUT": "60"
+        }  # a busy machine holds the server longer than the usual 10 s
         self.process = subprocess.Popen(
             [sys.executable, __file__, url + TORONTO, json.dumps(patches)],
             env=environment,

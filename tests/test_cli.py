@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import s8lib as s8
-from s8lib import cli, defaults
+from s8lib import cli
+from s8lib.data import synthetic
 from s8lib.machine.ranks import Ranks
 from s8lib.run.start import check_fit
 from tests.runs import MODEL, assert_same_bits, command, finish, outcome, recipe, small_model
@@ -146,8 +147,9 @@ def test_only_the_recipe_a_cpu_gets_by_default_falls_back_to_the_stand_in_and_sa
 
     monkeypatch.delenv("S8_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(defaults, "load_cifar100", unreachable)
-    monkeypatch.setattr(defaults, "_stand_in", lambda: s8.synthetic_cifar100(train=128, test=100))
+    small = s8.synthetic_cifar100(train=128, test=100)
+    monkeypatch.setattr(synthetic, "load_cifar100", unreachable)
+    monkeypatch.setattr(synthetic, "synthetic_cifar100", lambda **_: small)
     assert cli.main(["train", "--device", "cpu", "--model", MODEL, "--epochs", "1"]) == 0
     assert "SYNTHETIC stand-in" in capsys.readouterr().out
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"quick-1ep-{MODEL}-synthetic-seed0"]

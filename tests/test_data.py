@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from s8lib.data import cifar100 as data
-from s8lib.data.cifar100 import DataError, Split, holdout, load_cifar100
+from s8lib.data.cifar100 import Cifar100, DataError, Split, holdout, load_cifar100
 from s8lib.data.synthetic import synthetic_cifar100
 from tests.dataset_servers import Loader, MadeUp, Server, hub_table, make_up, png, serve
 
@@ -118,6 +121,25 @@ def test_a_root_with_other_things_in_it_is_not_filled(pinned: MadeUp, tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 300 + "/b", "nul\0", "file/below"])
+def test_what_can_be_no_folder_is_refused_in_a_sentence_before_anything_is_written(
+    pinned: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for where in ("root", "S8_DATA", "S8_CACHE"):
+        if where != "root" and "\0" in name:
+            continue  # no variable can hold it
+        monkeypatch.delenv("S8_DATA", raising=False)
+        if where != "root":
+            monkeypatch.setenv(where, name)
+        with pytest.raises(DataError) as caught:
+            load_cifar100(name if where == "root" else None, download=True)
+        assert len(str(caught.value)) < 700
+        assert not data.at_hand()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_an_empty_root_and_an_empty_cache_are_errors_without_download(
     pinned: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,34 +181,50 @@ def test_a_hostile_pickle_is_never_unpickled(pickles: Path, tmp_path: Path, name
     assert (tmp_path / "sprung").exists()  # it was a trap
 
 
-def rewrite(file: Path, change: Callable[[list[dict]], None]) -> None:
-    rows = pq.read_table(file).to_pylist()
+def image_7(content: bytes | None) -> Callable[[list[dict]], None]:
+    return lambda rows: rows[7].update(img={"bytes": content, "path": None})
+
+
+def every(**values: object) -> Callable[[list[dict]], None]:
+    return lambda rows: [row.update(values) for row in rows] and None
+
+
+DAMAGE: dict[str, tuple[Callable[[list[dict]], object], str]] = {
+    "an image of 28x28": (image_7(png(np.zeros((3, 28, 28), np.uint8))), "row 7"),
+    "an image that is no PNG": (image_7(b"GIF89a"), "row 7"),
+    "an image that is missing": (image_7(None), "row 7"),
+    "text for bytes": (every(img={"bytes": "text", "path": None}), "row 0"),
+    "text for images": (every(img="cat"), "cannot be decoded"),
+    "text for labels": (every(fine_label="cat"), "cannot be decoded"),
+    "fractions for labels": (every(fine_label=0.5), "cannot be decoded"),
+    "a column that is missing": (lambda rows: [row.pop("coarse_label") for row in rows], "coarse_label"),
+    "a label that is missing": (lambda rows: rows[3].update(fine_label=None), "sha256"),
+    "a label of another": (lambda rows: rows[0].update(fine_label=rows[1]["fine_label"]), "sha256"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_parquet_file_of_other_content_is_refused(parquet: Path, damage: str) -> None:
+    change, mention = DAMAGE[damage]
+    rows = pq.read_table(parquet / TEST).to_pylist()
     change(rows)
-    pq.write_table(pq.read_table(file).schema.empty_table().from_pylist(rows), file)
+    pq.write_table(pa.Table.from_pylist(rows), parquet / TEST)
+    refused(parquet.parent, str(parquet / TEST), mention, "delete it")
 
 
-def test_swapped_labels_in_a_parquet_file_are_refused(parquet: Path) -> None:
-    def swap(rows: list[dict]) -> None:
-        rows[0]["fine_label"], rows[1]["fine_label"] = rows[1]["fine_label"], rows[0]["fine_label"]
-
-    rewrite(parquet / TEST, swap)
-    refused(parquet.parent, str(parquet / TEST), "sha256", data.SHA256["test"])
-
-
-def test_an_image_of_another_size_or_kind_is_refused_with_its_row(parquet: Path) -> None:
-    for image in (png(np.zeros((3, 28, 28), np.uint8)), b"GIF89a", None):
-        rewrite(parquet / TRAIN, lambda rows, image=image: rows[7].update(img={"bytes": image, "path": None}))
-        refused(parquet.parent, str(parquet / TRAIN), "row 7")
+def test_a_parquet_file_that_is_cut_or_empty_is_refused(parquet: Path) -> None:
+    whole = (parquet / TRAIN).read_bytes()
+    pq.write_table(pq.read_table(parquet / TRAIN).slice(0, 0), parquet / TEST)
+    for content in (whole[:-50], whole[:4], b"", (parquet / TEST).read_bytes()):
+        (parquet / TRAIN).write_bytes(content)
+        refused(parquet.parent, str(parquet / TRAIN), "delete it")
 
 
-def test_a_parquet_file_without_a_column_is_refused(parquet: Path) -> None:
-    pq.write_table(pq.read_table(parquet / TEST).drop_columns(["coarse_label"]), parquet / TEST)
-    refused(parquet.parent, str(parquet / TEST), "coarse_label")
-
-
-def test_a_truncated_parquet_file_is_refused(parquet: Path) -> None:
-    (parquet / TRAIN).write_bytes((parquet / TRAIN).read_bytes()[:-50])
-    refused(parquet.parent, str(parquet / TRAIN))
+def test_a_png_that_claims_more_pixels_than_pillow_unpacks_is_refused(
+    parquet: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    refused(parquet.parent, str(parquet / TRAIN), "row 0", "bomb")
 
 
 def test_half_of_the_parquet_layout_names_the_other_half(parquet: Path) -> None:
@@ -281,7 +319,7 @@ def test_toronto_follows_the_hub_and_leaves_nothing_when_it_is_cut(
     server.mode = {"hub": "broken", "toronto": "ok"}  # the Hub answers, but its file breaks off again and again
     outcome = loader.load(tmp_path)
     assert outcome.sha256 == list(made.sha256.values())
-    assert "did not deliver" in outcome.printed
+    assert "did not come from the Hugging Face Hub" in outcome.printed
     assert visible(tmp_path) == [f"cifar-100-python/{name}" for name in ("meta", "test", "train")]
     assert not (tmp_path / ".toronto").exists()
     assert outcome.timeout is None  # torchvision's download had one; nobody else keeps it
@@ -296,6 +334,61 @@ def test_with_no_network_one_sentence_says_what_to_do(made: MadeUp, tmp_path: Pa
     assert str(tmp_path / "data") in error
     assert "S8_DATA" in error
     assert visible(tmp_path / "data") == []
+
+
+# --- what a split and a dataset refuse ---------------------------------------------------------------------
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=dtype)
+
+
+GOOD = {"images": zeros(8, 3, 32, 32)} | dict.fromkeys(("labels", "coarse_labels"), zeros(8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("images", zeros(8, 3, 32, 32, dtype=torch.float32)),
+        ("images", zeros(8, 32, 32, 3)),  # channels last
+        ("images", zeros(8, 1, 32, 32)),  # grey
+        ("images", zeros(8, 32, 32)),
+        ("images", zeros(8, 3, 64, 64)),
+        ("images", zeros(3, 32, 32)),
+        ("images", zeros(0, 3, 32, 32)),
+        ("images", torch.tensor(0, dtype=torch.uint8)),
+        ("images", np.zeros((8, 3, 32, 32), np.uint8)),
+        ("images", None),
+        ("labels", GOOD["labels"][:7]),
+        ("labels", GOOD["labels"].int()),
+        ("labels", [0] * 8),
+        ("coarse_labels", GOOD["labels"].repeat(2)),
+        ("coarse_labels", GOOD["labels"].float()),
+        ("coarse_labels", zeros(8, 20, dtype=torch.int64)),
+    ],
+)
+def test_a_split_of_another_kind_is_refused_in_a_sentence(name: str, value: Any) -> None:
+    with pytest.raises(DataError, match=f"^{name} is [^\n]*, not torch.u?int[^\n]*: a split holds RGB[^\n]*$"):
+        Split(**GOOD | {name: value})
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize(("name", "names"), [("labels", 100), ("coarse_labels", 20)])
+def test_a_label_without_a_name_is_refused(tiny: Cifar100, part: str, name: str, names: int) -> None:
+    split = getattr(tiny, part)
+    for label in (-1, names):
+        labels = getattr(split, name).clone()
+        labels[5] = label
+        with pytest.raises(DataError, match=rf"^{part}\.{name} go from .*{names} names need 0 to {names - 1}\.$"):
+            dataclasses.replace(tiny, **{part: dataclasses.replace(split, **{name: labels})})
+
+
+def test_the_pinned_fingerprint_is_that_of_the_data_that_loading_insists_on(
+    tiny: Cifar100, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = dataclasses.replace(tiny, classes=data.CLASSES, superclasses=data.SUPERCLASSES)
+    monkeypatch.setattr(Split, "sha256", lambda split: data.SHA256["train" if split is named.train else "test"])
+    assert named.fingerprint() == data.CIFAR100_FINGERPRINT
 
 
 # --- splits ------------------------------------------------------------------------------------------------
@@ -338,7 +431,7 @@ def test_holdout_depends_on_the_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("n", [-1, 0, 300, 301])
+@pytest.mark.parametrize("n", [-1, 0, 300, 301, 1.5])
 def test_holdout_of_nothing_or_everything_is_refused(n: int) -> None:
     with pytest.raises(DataError, match=f"1 to 299 .* n={n}"):
         holdout(numbered(torch.arange(300) % 100), n, seed=0)
@@ -349,6 +442,8 @@ def test_subset_takes_images_and_labels_in_the_order_asked_for() -> None:
     assert indices(part) == [250, 3]
     assert part.labels.tolist() == [50, 3]
     assert part.coarse_labels.tolist() == [10, 0]
+    with pytest.raises(DataError, match="at least one"):
+        part.subset(torch.arange(0))
 
 
 # --- synthetic ---------------------------------------------------------------------------------------------
@@ -388,5 +483,5 @@ def test_synthetic_classes_look_alike_within_and_differ_between() -> None:
 
 @pytest.mark.parametrize("sizes", [{"train": 0}, {"test": 0}])
 def test_an_empty_synthetic_split_is_refused(sizes: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(DataError, match="at least one image"):
         synthetic_cifar100(**sizes)

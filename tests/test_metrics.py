@@ -64,6 +64,7 @@ def test_top1_and_top5_are_counts_over_the_images(case: Case) -> None:
     labels = case.labels.numpy()
     metrics = case.metrics
     assert metrics.n == N
+    assert metrics.hits == np.count_nonzero(ranking[:, 0] == labels)
     assert metrics.top1 == 100 * np.count_nonzero(ranking[:, 0] == labels) / N
     assert metrics.top5 == 100 * sum(label in row[:5] for label, row in zip(labels, ranking, strict=True)) / N
     assert 30 < metrics.top1 < 70 < metrics.top5 < 99
@@ -162,7 +163,7 @@ def test_wilson_interval_of_known_counts(hits: int, n: int, low: float, high: fl
 
 
 def test_the_interval_is_that_of_top1(case: Case) -> None:
-    assert case.metrics.top1_interval == wilson_interval(round(case.metrics.top1 * N / 100), N)
+    assert case.metrics.top1_interval == wilson_interval(case.metrics.hits, N)
 
 
 # evaluate: the network over a split
@@ -218,3 +219,13 @@ def test_the_device_may_be_named(model: s8.WideResNet, tiny: s8.Cifar100) -> Non
     assert s8.evaluate(model, tiny.test, "cpu") == s8.evaluate(model, tiny.test, torch.device("cpu"))
     with pytest.raises(ValueError, match="precision 'half' is unknown"):
         s8.evaluate(model, tiny.test, precision="half")
+
+
+@pytest.mark.parametrize("label", [-1, 100])
+def test_a_label_that_is_no_output_of_the_network_is_refused(
+    model: s8.WideResNet, tiny: s8.Cifar100, label: int
+) -> None:
+    labels = tiny.test.labels.clone()
+    labels[7] = label
+    with pytest.raises(s8.ModelError, match="^the model tells 100 classes apart, and the labels go from "):
+        s8.evaluate(model, dataclasses.replace(tiny.test, labels=labels))

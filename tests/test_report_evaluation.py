@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import s8lib as s8
-from s8lib.data import augment, report
+from s8lib import report
+from s8lib.data import augment
 from s8lib.inference import prepare
-from s8lib.metrics import metrics_of
 from tests.runs import RECIPE, small_model
 
 
@@ -42,10 +42,7 @@ def evaluation(data: s8.Cifar100) -> report.Evaluation:
     logits[torch.arange(len(labels)), labels] += 8
     logits[labels == 7] = 0.0
     logits[labels == 7, 8] = 20.0
-    superclass_of = torch.empty(100, dtype=torch.int64)
-    superclass_of[data.train.labels] = data.train.coarse_labels
-    metrics = metrics_of(logits, labels, data.test.coarse_labels)
-    return report.Evaluation(metrics, logits, data.test, data.classes, data.superclasses, superclass_of)
+    return report.Evaluation(logits, data.test, data.classes, data.superclasses)
 
 
 def test_an_evaluation_is_of_every_test_image_and_leaves_the_network_in_training_mode(data: s8.Cifar100) -> None:
@@ -108,16 +105,9 @@ def test_a_network_without_mistakes_and_one_without_a_class_are_drawn_too(
 ) -> None:
     labels = data.test.labels
     right = torch.nn.functional.one_hot(labels, 100) * 20.0
-    perfect = dataclasses.replace(
-        evaluation, logits=right, metrics=metrics_of(right, labels, data.test.coarse_labels)
-    )
+    perfect = dataclasses.replace(evaluation, logits=right)
     few = data.test.subset(torch.arange(3))
-    part = dataclasses.replace(
-        evaluation,
-        split=few,
-        logits=evaluation.logits[:3],
-        metrics=metrics_of(evaluation.logits[:3], few.labels, few.coarse_labels),
-    )
+    part = dataclasses.replace(evaluation, split=few, logits=evaluation.logits[:3])
     for found in (perfect, part):
         for picture in (
             report.superclass_confusion, report.worst_classes, report.confident_mistakes, report.reliability,

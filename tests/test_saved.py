@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import s8lib as s8
-from s8lib.report.card import CIFAR100_FINGERPRINT
+from s8lib.data.cifar100 import CIFAR100_FINGERPRINT
 from tests.hub_endpoints import WRITE
 from tests.hub_runs import NAME, Run, in_process
 from tests.local_hub import serve

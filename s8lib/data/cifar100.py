@@ -6,33 +6,43 @@ import hashlib
 import io
 import os
 import pickle
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from s8lib.data.download import DataError, one_line
+from s8lib.data.download import HUB_FILES, TORONTO_FILES, DataError, one_line
 from s8lib.data.download import download as download_into
 
-# Names in the order of the labels. The label digests below fix that order, so no file is asked for its names.
-CLASSES = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel
-    can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur
-    dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion
-    lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree
-    pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea
-    seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table
-    tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman
-    worm""".split()  # noqa: SIM905  (a list would take 100 lines)
-)
-SUPERCLASSES = tuple(
-    """aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
-    household_furniture insects large_carnivores large_man-made_outdoor_things large_natural_outdoor_scenes
-    large_omnivores_and_herbivores medium_mammals non-insect_invertebrates people reptiles small_mammals
-    trees vehicles_1 vehicles_2""".split()  # noqa: SIM905
-)
+# Each superclass and its classes. Labels count both in alphabetical order, which the digests below fix, so no file
+# is asked for its names.
+MEMBERS = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+SUPERCLASS_OF = {name: superclass for superclass, names in MEMBERS.items() for name in names.split()}
+CLASSES = tuple(sorted(SUPERCLASS_OF))
+SUPERCLASSES = tuple(MEMBERS)
 
 # Of Toronto's files, as torchvision pins them: a pickle runs code, so a stranger's must not be opened.
 MD5 = {
@@ -45,19 +55,37 @@ SHA256 = {
     "train": "900ff95444a1f2d9a09a8d25b92c7efab8a3c901e100353e74514ecc85c03f56",
     "test": "55ad31f8f61ce6bfb6afe288bdc0ef020d88abe1f1496a709146502b17a5d4bb",
 }
-PICKLES = {name: name for name in MD5}
-PARQUET = {split: f"{split}-00000-of-00001.parquet" for split in ("train", "test")}
+CIFAR100_FINGERPRINT = "64e4c448bc0b3e04c30e3896dddc7cd8caa2ed1e149fafbed7f88706f8ffad0e"  # Cifar100.fingerprint()
 EXPECTED = "cifar-100-python/{train,test,meta} or cifar100/{train,test}-00000-of-00001.parquet"
 REPLACE_IT = "delete it and load again, or bring another copy"
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """`images` [N, 3, 32, 32] uint8, `labels` [N] int64 in 0..99, `coarse_labels` [N] int64 in 0..19."""
+    """`images` [N, 3, 32, 32] uint8, `labels` [N] int64, `coarse_labels` [N] int64, with N at least 1.
+
+    Raises DataError for anything else.
+    """
 
     images: Tensor
     labels: Tensor
     coarse_labels: Tensor
+
+    def __post_init__(self) -> None:
+        # No look at the values: on a GPU it would make the host wait. `Cifar100`, made once, looks at the labels.
+        n = len(self.images) if isinstance(self.images, Tensor) and self.images.ndim else 0
+        labels = f"torch.int64 [{n}]"
+        kinds = {"images": f"torch.uint8 [{max(n, 1)}, 3, 32, 32]", "labels": labels, "coarse_labels": labels}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            found = (
+                f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
+            if found != kind:
+                raise DataError(
+                    f"{name} is {found}, not {kind}: a split holds RGB images of 32x32 pixels, channels first, a "
+                    "label and a coarse label for each, and at least one of them."
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -80,7 +108,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Cifar100:
-    """Both splits, the names of the 100 classes and 20 superclasses, and where the data came from."""
+    """Both splits, the names of the 100 classes and 20 superclasses, and where the data came from.
+
+    Raises DataError for a label that has no name.
+    """
 
     train: Split
     test: Split
@@ -88,21 +119,19 @@ class Cifar100:
     superclasses: tuple[str, ...]
     source: str
 
-    def to(self, device: torch.device | str) -> Cifar100:
-        return replace(self, train=self.train.to(device), test=self.test.to(device))
+    def __post_init__(self) -> None:
+        for part, split in (("train", self.train), ("test", self.test)):
+            for name, names in (("labels", self.classes), ("coarse_labels", self.superclasses)):
+                low, high = (int(end) for end in getattr(split, name).aminmax())
+                if low < 0 or high >= len(names):
+                    raise DataError(
+                        f"{part}.{name} go from {low} to {high}: {len(names)} names need 0 to {len(names) - 1}."
+                    )
 
     def fingerprint(self) -> str:
         """sha256 hex over every image, label and class name: a resumed run refuses data with another one."""
         parts = (self.train.sha256(), self.test.sha256(), *self.classes, *self.superclasses)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-class _Layout(NamedTuple):
-    folder: Path
-    files: dict[str, str]  # split, or meta -> file name
-
-    def missing(self) -> list[Path]:
-        return [self.folder / name for name in self.files.values() if not (self.folder / name).is_file()]
 
 
 def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = True) -> Cifar100:
@@ -117,77 +146,76 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     Raises DataError, naming the file and what to do, for anything missing, damaged or different.
     """
-    in_environment = os.environ.get("S8_DATA")
-    if root is not None:
-        folder = Path(root).expanduser()
-        may_fill = download and _holds_only_a_download(folder)
-    elif in_environment:
-        folder, may_fill = Path(in_environment).expanduser(), False
-    else:
-        folder, may_fill = _cache_folder(), download
-    layout = _find(folder)
-    if may_fill and (layout is None or layout.missing()):
+    folder, named_by = _folder(root)
+    may_fill = download and (named_by == "the cache" or (named_by == "root" and _holds_only_a_download(folder)))
+    if may_fill and not _is_whole(_find(folder)):
         download_into(folder)
-        layout = _find(folder)
-    if layout is None:
-        where = "" if root is not None else " (S8_DATA)" if in_environment else " (the cache)"
+    files = _find(folder)
+    if not files:
         raise DataError(
-            f"{folder}{where} does not hold CIFAR-100: expected {EXPECTED} there; name the folder that has "
-            "them as root or S8_DATA, or leave both unset and let download=True fetch them."
+            f"{str(folder)[:300]} ({named_by}) does not hold CIFAR-100, or cannot be read: expected {EXPECTED}; "
+            "name their folder as root or S8_DATA, or leave both unset and let download=True fetch them."
         )
-    if missing := layout.missing():
+    if missing := _missing(files):
         raise DataError(f"{missing[0]} is missing beside the other files: bring a complete copy of CIFAR-100.")
-    return _read(layout)
-
-
-def at_hand() -> bool:
-    """Whether `load_cifar100` has every file here, so that it downloads nothing."""
-    in_environment = os.environ.get("S8_DATA")
-    layout = _find(Path(in_environment).expanduser() if in_environment else _cache_folder())
-    return layout is not None and not layout.missing()
-
-
-def _cache_folder() -> Path:
-    if given := os.environ.get("S8_CACHE"):
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s8lib"
-
-
-def _holds_only_a_download(folder: Path) -> bool:
-    """Whether `folder` is absent, empty, or as an interrupted download left it: nobody else's gets filled."""
-    if not folder.exists():
-        return True
-    return folder.is_dir() and all(p.name == "cifar100" or p.name.startswith(".") for p in folder.iterdir())
-
-
-def _find(folder: Path) -> _Layout | None:
-    """The most complete copy in `folder`, if there is any trace of one."""
-    layouts = [
-        *(_Layout(place, PICKLES) for place in (folder / "cifar-100-python", folder)),
-        *(_Layout(place, PARQUET) for place in (folder / "cifar100", folder)),
-    ]
-    traces = [layout for layout in layouts if len(layout.missing()) < len(layout.files)]
-    return min(traces, key=lambda layout: len(layout.missing()), default=None)
-
-
-def _read(layout: _Layout) -> Cifar100:
     splits: dict[str, Split] = {}
-    for name, file in layout.files.items():
-        path = layout.folder / file
-        if layout.files is PARQUET:
-            splits[name] = _read_parquet(path)
-        else:
-            blob = _read_verified(path, MD5[name])
-            if name == "meta":
-                continue  # only holds the names
-            splits[name] = _unpickle(blob)
+    for name, path in files.items():
+        blob = b"" if path.suffix else _read_verified(path, MD5[name])
+        if name == "meta":
+            continue  # only holds the names
+        splits[name] = _read_parquet(path) if path.suffix else _unpickle(blob)
         if (found := splits[name].sha256()) != SHA256[name]:
             raise DataError(
                 f"{path} does not hold the images and labels of CIFAR-100 (sha256 of the tensors {found}, "
                 f"expected {SHA256[name]}): {REPLACE_IT}."
             )
-    kind = "parquet files" if layout.files is PARQUET else "cifar-100-python"
-    return Cifar100(splits["train"], splits["test"], CLASSES, SUPERCLASSES, f"{kind} in {layout.folder}")
+    source = f"{'parquet files' if path.suffix else 'cifar-100-python'} in {path.parent}"
+    return Cifar100(splits["train"], splits["test"], CLASSES, SUPERCLASSES, source)
+
+
+def at_hand() -> bool:
+    """Whether `load_cifar100` has every file here, so that it downloads nothing."""
+    return _is_whole(_find(_folder(None)[0]))
+
+
+def _folder(root: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """Where to look, and which setting says so."""
+    if root is not None:
+        return Path(os.path.expanduser(root)), "root"
+    if named := os.environ.get("S8_DATA"):
+        return Path(os.path.expanduser(named)), "S8_DATA"
+    cache = os.environ.get("S8_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "s8lib")
+    return Path(os.path.expanduser(cache)), "the cache"
+
+
+def _holds_only_a_download(folder: Path) -> bool:
+    """Whether `folder` is absent, empty, or as an interrupted download left it: nobody else's gets filled."""
+    try:
+        return all(name == "cifar100" or name.startswith(".") for name in os.listdir(folder))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):  # no folder, unreadable, a name too long, a NUL in it
+        return False
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    """The files of the most complete copy in `folder`, by what they hold; none if there is no trace of a copy."""
+    layouts = [
+        {name: folder / part_of(file) for name, file in files.items()}
+        for files in (TORONTO_FILES, HUB_FILES)
+        for part_of in (str, os.path.basename)  # `folder` holds the copy's folder, or is it
+    ]
+    traces = [files for files in layouts if len(_missing(files)) < len(files)]
+    return min(traces, key=lambda files: len(_missing(files)), default={})
+
+
+def _missing(files: dict[str, Path]) -> list[Path]:
+    # os.path's isfile is False where Path's would raise: for a name too long, say.
+    return [path for path in files.values() if not os.path.isfile(path)]
+
+
+def _is_whole(files: dict[str, Path]) -> bool:
+    return bool(files) and not _missing(files)
 
 
 def _read_verified(path: Path, expected: str) -> bytes:
@@ -224,16 +252,17 @@ def _read_parquet(path: Path) -> Split:
             for name in ("fine_label", "coarse_label")
         )
         pixels = np.empty((len(table), 32, 32, 3), np.uint8)
-        for row, png in enumerate(pc.struct_field(table["img"], "bytes").to_pylist()):
+        for row, png in enumerate(pc.struct_field(table["img"], "bytes").cast(pa.binary()).to_pylist()):
             where = f"{path}, row {row},"
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 if (image.mode, image.size) != ("RGB", (32, 32)):
                     raise ValueError(f"image of mode {image.mode} and size {image.size}, not RGB 32x32")
                 pixels[row] = np.asarray(image)
-    # KeyError: a column is missing. SyntaxError: Pillow's word for some broken PNG chunks.
-    except (OSError, ValueError, KeyError, SyntaxError, pa.ArrowException) as error:
+        return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), fine, coarse)
+    # KeyError: a column is missing. SyntaxError: Pillow's word for some broken PNG chunks. The bomb: an image that
+    # claims more pixels than Pillow cares to unpack.
+    except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError, pa.ArrowException) as error:
         raise DataError(f"{where} cannot be decoded ({one_line(error)}): {REPLACE_IT}.") from error
-    return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), fine, coarse)
 
 
 def holdout(split: Split, n: int, seed: int) -> tuple[Split, Split]:
@@ -242,15 +271,12 @@ def holdout(split: Split, n: int, seed: int) -> tuple[Split, Split]:
     While every class has enough images, held classes differ by at most one. The same `seed` holds the same images.
     Raises DataError unless 0 < n < len(split).
     """
-    if not 0 < n < len(split):
+    if not (isinstance(n, int) and 0 < n < len(split)):
         raise DataError(f"holdout can take 1 to {len(split) - 1} of {len(split)} images; got n={n}.")
-    shuffled = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    labels = split.labels.cpu()[shuffled]
-    by_class, counts = labels.argsort(stable=True), labels.bincount()
-    rank = torch.empty_like(shuffled)  # how many images of its class come before it in the shuffled order
-    rank[by_class] = torch.arange(len(split)) - (counts.cumsum(0) - counts)[labels[by_class]]
+    labels, ahead, turn = split.labels.tolist(), Counter[int](), {}
+    for image in torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist():
+        turn[image] = ahead[labels[image]]  # how many images of its class come before it in the shuffled order
+        ahead[labels[image]] += 1
     held = torch.zeros(len(split), dtype=torch.bool)
-    held[shuffled[rank.argsort(stable=True)[:n]]] = (
-        True  # the first of every class, then the second of every class...
-    )
+    held[sorted(turn, key=turn.__getitem__)[:n]] = True  # the first of every class, then the second of every class
     return split.subset((~held).nonzero().flatten()), split.subset(held.nonzero().flatten())

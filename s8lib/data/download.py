@@ -10,13 +10,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 HUB_REPO = "uoft-cs/cifar100"
-HUB_FILES = ("cifar100/train-00000-of-00001.parquet", "cifar100/test-00000-of-00001.parquet")
-TORONTO_FILES = ("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta")
+HUB_FILES = {split: f"cifar100/{split}-00000-of-00001.parquet" for split in ("train", "test")}
+TORONTO_FILES = {name: f"cifar-100-python/{name}" for name in ("train", "test", "meta")}
 STALLED_AFTER = 60.0  # seconds without a byte; Toronto may be slow, and has needed an hour, but not silent
 
 
 class DataError(ValueError):
-    """CIFAR-100 is missing, damaged or different; the message names the file and says what to do."""
+    """Data that are missing, damaged or of another kind; the message says which, and what to do."""
 
 
 def download(folder: Path) -> None:
@@ -26,6 +26,8 @@ def download(folder: Path) -> None:
     A file gets its final name only when it is complete. Raises DataError, naming both reasons, if neither
     source delivers.
     """
+    from huggingface_hub.errors import HTTPError  # httpx's or httpx2's, whichever this client is built on
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".download.lock")
@@ -34,41 +36,39 @@ def download(folder: Path) -> None:
         except Timeout:
             print(f"Another process is downloading CIFAR-100 into {folder}: waiting for it.", flush=True)
             turn = lock.acquire()
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written to ({one_line(error)}): name another folder.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = f"{str(folder)[:300]} cannot be written to ({one_line(error)})"
+        raise DataError(f"{reason}: name another folder.") from error
+    failures = []
     with turn:
-        if any(all((folder / name).is_file() for name in names) for names in (TORONTO_FILES, HUB_FILES)):
+        if any(all((folder / name).is_file() for name in files.values()) for files in (TORONTO_FILES, HUB_FILES)):
             return
-        if (hub := _from_hub(folder)) is None:
-            return
-        print(f"The Hugging Face Hub did not deliver CIFAR-100 ({hub}): trying www.cs.toronto.edu.", flush=True)
-        if (toronto := _from_toronto(folder)) is None:
-            return
+        for source, fetch in (("the Hugging Face Hub", _from_hub), ("www.cs.toronto.edu", _from_toronto)):
+            try:
+                fetch(folder)
+                return
+            # OSError: no connection, 4xx, 5xx, offline mode, wrong size, full disk. HTTP errors: the line breaks.
+            # RuntimeError: the Hub's Xet transport; torchvision's word for a wrong md5.
+            except (OSError, HTTPError, HTTPException, RuntimeError) as error:
+                failures.append(f"from {source} ({one_line(error)})")
+                print(f"CIFAR-100 did not come {failures[-1]}.", flush=True)
     raise DataError(
-        f"CIFAR-100 could not be downloaded into {folder}, neither from the Hugging Face Hub ({hub}) nor "
-        f"from www.cs.toronto.edu ({toronto}): try again later, or bring cifar-100-python/ from another "
-        "machine and set S8_DATA to the folder that holds it."
+        f"CIFAR-100 could not be downloaded into {folder}, neither {' nor '.join(failures)}: try again later, or "
+        "bring cifar-100-python/ from another machine and set S8_DATA to the folder that holds it."
     )
 
 
-def _from_hub(folder: Path) -> str | None:
-    """Download the parquet files; the reason if that fails. The client names a file when complete."""
+def _from_hub(folder: Path) -> None:
+    """Download the parquet files; the client gives a file its name when it is complete."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HTTPError  # httpx's or httpx2's, whichever this client is built on
 
-    try:
-        for name in HUB_FILES:
-            # The dataset is public: without a token, an expired one on this machine cannot get in the way.
-            hf_hub_download(HUB_REPO, name, repo_type="dataset", local_dir=folder, token=False)
-    # OSError: all that the client has a class for (unreachable, 4xx, 5xx, offline mode, wrong size), and a
-    # full disk. HTTPError: a connection that breaks in mid-file. RuntimeError: its Xet transport.
-    except (OSError, HTTPError, RuntimeError) as error:
-        return one_line(error)
-    return None
+    for name in HUB_FILES.values():
+        # The dataset is public: without a token, an expired one on this machine cannot get in the way.
+        hf_hub_download(HUB_REPO, name, repo_type="dataset", local_dir=folder, token=False)
 
 
-def _from_toronto(folder: Path) -> str | None:
-    """Download the archive through torchvision, which verifies it; the reason if that fails."""
+def _from_toronto(folder: Path) -> None:
+    """Download the archive through torchvision, which verifies it."""
     from torchvision.datasets import CIFAR100
 
     partial = folder / ".toronto"
@@ -78,13 +78,9 @@ def _from_toronto(folder: Path) -> str | None:
     try:
         CIFAR100(root=partial, download=True)
         (partial / "cifar-100-python").rename(folder / "cifar-100-python")
-    # RuntimeError: torchvision's word for a wrong md5, which a cut connection ends in.
-    except (OSError, HTTPException, RuntimeError) as error:
-        return one_line(error)
     finally:
         socket.setdefaulttimeout(patience)
         shutil.rmtree(partial, ignore_errors=True)
-    return None
 
 
 def one_line(error: BaseException) -> str:

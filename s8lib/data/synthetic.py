@@ -1,18 +1,42 @@
-"""A made-up stand-in for CIFAR-100: 100 learnable classes from a seed, for tests and offline machines."""
+"""A made-up stand-in for CIFAR-100, for tests and offline machines, and when it takes that place."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from s8lib.data.cifar100 import Cifar100, Split
+from s8lib.data.cifar100 import Cifar100, DataError, Split, load_cifar100
 
+SYNTHETIC = "synthetic"  # names the stand-in where a folder is asked for
 CLASSES, SUPERCLASSES = 100, 20
 PER_SUPERCLASS = CLASSES // SUPERCLASSES
-CANVAS, CELL = (
-    48,
-    8,
-)  # pixels: a pattern is larger than the crops it gives; its grid has a point every 8
+CANVAS, CELL = 48, 8  # pixels: a pattern is larger than the crops it gives; its grid has a point every 8
+
+
+def choose_data(
+    where: str | Path | None = None, *, may_stand_in: bool = False, say: Callable[[str], None] = print
+) -> Cifar100:
+    """The data in the folder `where`, else in $S8_DATA, the cache or from a download; see `load_cifar100`.
+
+    Either may say `synthetic` instead of a folder: the stand-in, which shows that everything works but nothing
+    about CIFAR-100. With `may_stand_in` it also takes the place, loudly, of a download that fails.
+    """
+    named = (os.environ.get("S8_DATA") or None) if where is None else str(where)
+    if named != SYNTHETIC:
+        try:
+            return load_cifar100(where, download=where is None)
+        except DataError as error:
+            if named is not None or not may_stand_in:
+                raise
+            say(
+                f"NOTE: CIFAR-100 cannot be had: {error}\nNOTE: training on the SYNTHETIC stand-in instead. It "
+                "shows that everything works; its accuracy says nothing about CIFAR-100."
+            )
+    return synthetic_cifar100(train=2500, test=500)  # `quick` needs a minute or so for these
 
 
 def synthetic_cifar100(seed: int = 0, train: int = 5000, test: int = 1000) -> Cifar100:
@@ -23,10 +47,10 @@ def synthetic_cifar100(seed: int = 0, train: int = 5000, test: int = 1000) -> Ci
     contrast, and noise. All of it is integer arithmetic, so a seed gives the same bytes on every machine.
     Classes depend on `seed` alone, test images on `seed` and `test`; torch's global generator is untouched.
 
-    Returns a `Cifar100` with images [N, 3, 32, 32] uint8. Raises ValueError for an empty split.
+    Returns a `Cifar100` with images [N, 3, 32, 32] uint8. Raises DataError for an empty split.
     """
     if min(train, test) < 1:
-        raise ValueError(f"each synthetic split needs at least one image; got train={train}, test={test}.")
+        raise DataError(f"each synthetic split needs at least one image; got train={train}, test={test}.")
     generator = torch.Generator().manual_seed(seed)
     shared = _smooth(SUPERCLASSES, generator).repeat_interleave(PER_SUPERCLASS, dim=0)
     patterns = (5 * shared + 3 * _smooth(CLASSES, generator)) >> 3
@@ -37,7 +61,7 @@ def synthetic_cifar100(seed: int = 0, train: int = 5000, test: int = 1000) -> Ci
         test=test_split,
         classes=tuple(f"synthetic {c:02d}" for c in range(CLASSES)),
         superclasses=tuple(f"synthetic superclass {s:02d}" for s in range(SUPERCLASSES)),
-        source=f"synthetic, seed {seed}",
+        source=f"{SYNTHETIC}, seed {seed}",
     )
 
 

@@ -9,16 +9,13 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from s8lib.data.augment import MEAN, SIDE, STD
-from s8lib.data.cifar100 import CLASSES
+from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.inference import PREPARATION
 from s8lib.metrics import wilson_interval
 from s8lib.publish.export import Export, how_to_run
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunError, RunFolder
 from s8lib.run.log import Epoch, EpochLog, selector
-
-# Cifar100.fingerprint() of the real data
-CIFAR100_FINGERPRINT = "64e4c448bc0b3e04c30e3896dddc7cd8caa2ed1e149fafbed7f88706f8ffad0e"
 
 TEMPLATE = """---
 {metadata}

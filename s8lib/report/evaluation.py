@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.machine.device import pick_device
-from s8lib.metrics import Metrics, metrics_of, predict_logits
+from s8lib.metrics import Metrics, metrics_of, predict_logits, superclasses_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,20 +18,26 @@ class Evaluation:
     """What a network answers to the images of `split`, all on the CPU.
 
     Attributes:
-        metrics: of `logits`, over all of `split`.
         logits: [N, 100] float32.
-        superclass_of: [100] int64, each class's superclass; -1 for a class that the data has no image of.
+        metrics: of `logits`, over all of `split`.
+        superclass_of: [100] int64, each class's superclass; -1 for a class that `split` has no image of.
         confidence: [N] float32, the probability of the class that is predicted.
         predicted: [N] int64.
         correct: [N] bool.
     """
 
-    metrics: Metrics
     logits: Tensor
     split: Split
     classes: tuple[str, ...]
     superclasses: tuple[str, ...]
-    superclass_of: Tensor
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        return metrics_of(self.logits, self.split.labels, self.split.coarse_labels)
+
+    @cached_property
+    def superclass_of(self) -> Tensor:
+        return superclasses_of(self.split.labels, self.split.coarse_labels, len(self.classes))
 
     @cached_property
     def confidence(self) -> Tensor:
@@ -62,8 +68,4 @@ def evaluation(
     """
     split = data.test.to("cpu")
     logits = predict_logits(model.to(pick_device(device)), split.images, precision).cpu()
-    superclass_of = torch.full((len(data.classes),), -1)
-    for part in (data.train, data.test):
-        superclass_of[part.labels.cpu()] = part.coarse_labels.cpu()
-    metrics = metrics_of(logits, split.labels, split.coarse_labels)
-    return Evaluation(metrics, logits, split, data.classes, data.superclasses, superclass_of)
+    return Evaluation(logits, split, data.classes, data.superclasses)

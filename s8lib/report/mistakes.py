@@ -6,18 +6,17 @@ import math
 import textwrap
 from collections import Counter
 
-import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
+from s8lib.metrics import BINS, calibration
 from s8lib.report.evaluation import Evaluation
 from s8lib.report.style import BLUE, FAINT, GRID, INK, RED, WIDTH, Figure, plain
 from s8lib.report.thumbnails import in_words, thumbnail
 
 PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
 EXAMPLES = 4  # images beside each of the worst classes
-BINS = 15  # of confidence, as in `Metrics.ece`
 COLUMNS = 4  # of mistakes
 
 
@@ -36,15 +35,8 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     ax.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
     for row, column in (shares >= PRINTED).nonzero().tolist():
         share = float(shares[row, column])
-        ax.text(
-            column,
-            row,
-            f"{share:.0f}",
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            color="white" if share > 35 else INK,
-        )
+        color = "white" if share > 35 else INK
+        ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8.5, color=color)
     names = [textwrap.fill(in_words(name), 20) for name in evaluation.superclasses]
     ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
     ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
@@ -57,7 +49,7 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
 def _confusion(evaluation: Evaluation) -> Tensor:
     """[20, 20] float64: row true, column predicted, percent of the row; nan for a superclass without images.
 
-    A prediction of a class without a superclass, one that the data has no image of, is left out.
+    A prediction of a class without a superclass, one that the split has no image of, is left out.
     """
     n = len(evaluation.superclasses)
     predicted = evaluation.superclass_of[evaluation.predicted]
@@ -147,16 +139,11 @@ def _percent(value: float) -> str:
 
 def reliability(evaluation: Evaluation) -> Figure:
     """Accuracy against confidence in 15 bins, over their sizes; the gaps make `Metrics.ece` (arXiv:1706.04599)."""
-    metrics, confidence = evaluation.metrics, evaluation.confidence.double()
-    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins (k/15, (k+1)/15]
-    images = index.bincount(minlength=BINS)
-    filled = images > 0
-    accuracy, sure = (
-        (100 * index.bincount(weights.double(), minlength=BINS)[filled] / images[filled]).numpy()
-        for weights in (evaluation.correct, confidence)
-    )
-    width = 100 / BINS
-    middles = (width * (torch.arange(BINS)[filled] + 0.5)).numpy()
+    metrics, confidence = evaluation.metrics, evaluation.confidence
+    images, accuracy, sure = (bins.numpy() for bins in calibration(confidence, evaluation.correct))
+    filled, width = images.nonzero()[0], 100 / BINS
+    images, accuracy, sure = images[filled], 100 * accuracy[filled], 100 * sure[filled]
+    middles = width * (filled + 0.5)
     figure = Figure(height=6.8, layout="constrained")
     figure.suptitle(
         f"Reliability: expected calibration error {metrics.ece:.2f}%", size=13, weight="bold", color=INK
@@ -173,7 +160,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     diagram.legend(loc="upper left", framealpha=1)
     diagram.set_ylabel("accuracy (%)")
     diagram.set_ylim(0, 100)
-    sizes.bar(middles, images[filled].numpy(), width, color=FAINT, edgecolor="white")
+    sizes.bar(middles, images, width, color=FAINT, edgecolor="white")
     sizes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     sizes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     sizes.set_ylabel("test images")

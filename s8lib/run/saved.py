@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s8lib.colab import run_folder, runs_here
-from s8lib.data.cifar100 import Cifar100
-from s8lib.defaults import SYNTHETIC, choose_data
+from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100
+from s8lib.data.synthetic import SYNTHETIC, choose_data
 from s8lib.run.folder import RunError, RunFolder
 from s8lib.run.hub import MANIFEST, HubError, fetch_run
 
@@ -49,8 +49,7 @@ def data_of(run: RunFolder, say: Callable[[str], None] = print) -> Cifar100:
     Raises:
         RunError: it was neither.
     """
-    from s8lib.report import was_trained_on
-    from s8lib.report.card import CIFAR100_FINGERPRINT  # here: the card and the report are slow to load
+    from s8lib.report import was_trained_on  # here: the report is slow to load
 
     identity = run.manifest()["identity"]
     on_cifar = identity is None or identity["data"]["sha256"] == CIFAR100_FINGERPRINT
