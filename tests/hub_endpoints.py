@@ -24,6 +24,7 @@ REVISION = r"(?P<revision>[^/]+)"
 ROUTES = [  # methods, path, and the method of Endpoints that answers
     ("GET", "/api/whoami-v2", "whoami"),
     ("POST", "/api/repos/create", "create"),
+    ("GET", f"{REPO}/auth-check/write", "auth_check"),
     ("POST", "/api/validate-yaml", "validate_yaml"),
     ("POST", f"{REPO}/preupload/{REVISION}", "preupload"),
     ("POST", f"{REPO}/commit/{REVISION}", "commit"),
@@ -170,6 +171,11 @@ class Endpoints:
         self._check_write(request, name)
         self.repos[key] = Repo(private=asked.get("visibility") == "private")
         return {"url": url, "name": name, "id": "1"}
+
+    def auth_check(self, request: Request, kind: str, name: str) -> dict[str, Any]:
+        self._repo(name, kind)
+        self._check_write(request, name)
+        return {}
 
     def validate_yaml(self, request: Request) -> dict[str, Any]:
         header = re.match(r"---\n(.*?)\n---\n", request.json["content"], re.DOTALL)

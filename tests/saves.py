@@ -28,6 +28,7 @@ class Machine:
 
     def __init__(self, disk: Path, copies: Iterable[Copies] = (), recipe: s8.Recipe = RECIPE) -> None:
         self.lines: list[str] = []
+        self.training = False
         self.run = s8.RunFolder(disk, self.lines.append, copies)
         self.identity = identity_of(recipe, {"name": "wrn-10-1", "num_classes": 100}, "data", 0)
         self.model, self.log = nn.Linear(1, 2500), s8.EpochLog()  # small: thousands of saves are made of it
@@ -49,8 +50,9 @@ class Machine:
                 accuracy = n if best_at is None and n % 4 == 3 else better
                 best = max([accuracy, *(row.best_acc for row in self.log)])
                 self.log.append(row(n, accuracy, best))
-            if self.run.manifest().writer != self.run.writer:
+            if not self.training:
                 self.run.claim()
+                self.training = True
             for parameter in self.model.parameters():
                 nn.init.constant_(parameter, epoch)
             state = Checkpoint(self.identity, self.model.state_dict(), {}, {}, list(self.log))

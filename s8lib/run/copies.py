@@ -106,7 +106,7 @@ class Copies:
 
     def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str], str]:
         """What is sent beside the save, files or texts by their names, and what the copy is called."""
-        return {path.name: path for path in run.small_files()}, ""
+        return {path.name: path for path in run.small_files()}, f"epoch {run.manifest().epoch}"
 
     def fetch(self, run: RunFolder, newest: int, identity: Mapping[str, Any] | None) -> int:
         """Bring the newest save that verifies into `run`, if it is of a later epoch than `newest`; its epoch, or 0.

@@ -85,14 +85,13 @@ class DriveFolder:
 
     def look(self, new: Manifest) -> None:
         """See that a save may come here: the run there is this one, and nobody has taken it over since `claim`."""
-        there, writer = self.manifest(), new.writer
+        there = self.manifest()
         if differing := differences(there.identity, new.identity):
             raise OSError(errno.EEXIST, f"{self.path} holds another run: {differing}")
-        if self._writer is not None and there.writer not in ("", writer, self._writer):
+        if self._writer is not None and there.writer not in ("", new.writer, self._writer):
             raise RunFault(
                 f"another machine goes on with the run in {self.path}: this one stops, and what is there is unchanged"
             )
-        self._writer = writer
 
     def claim(self, here: Manifest) -> None:
         """Name this training process in the manifest, if the save there is one of its run: another one then stops."""
@@ -174,6 +173,7 @@ class DriveFolder:
             self._send_best(source, best)
             changes |= {"files": files | best, "best_epoch": new.best_epoch}
         self._commit(**changes)
+        self._writer = new.writer
 
     def _send_best(self, source: Path, best: dict[str, Content]) -> None:
         """New weights never take the place of those that the manifest on the Drive names."""

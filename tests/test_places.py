@@ -1,0 +1,164 @@
+"""What a run promises, wherever its saves are kept: on this disk, on Google Drive, on the Hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import s8lib as s8
+from s8lib.run.save import FORMAT, Manifest, RunFault
+from tests.hub_endpoints import WRITE
+from tests.local_hub import serve
+from tests.places import Disk, Drive, Hub
+from tests.runs import RECIPE, recipe
+
+
+@pytest.fixture(params=["disk", "drive", "hub"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    if request.param != "hub":
+        yield {"disk": Disk, "drive": Drive}[request.param](tmp_path)
+        return
+    with pytest.MonkeyPatch.context() as patch, serve() as hub:
+        for name, value in (hub.environment(tmp_path / "home") | {"HF_TOKEN": WRITE}).items():
+            patch.setenv(name, value)
+        patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        yield Hub(tmp_path, hub)
+
+
+def test_the_newest_save_comes_back_with_its_best_weights_and_its_log(place: Disk) -> None:
+    first = place.machine().until(7)
+    place.keep(first)
+    second = place.machine()
+    assert (second.resumed(), second.best()) == (7, 7)
+    assert list(second.run.log()) == list(first.run.log())
+    assert second.run.recipe() == RECIPE
+    assert second.run.sessions() == [{"device": "none"}]
+    second.until(9)
+    place.keep(second)
+    third = place.machine()
+    assert (third.resumed(), third.best()) == (9, 7)
+
+
+def test_five_checkpoints_stay_where_there_is_room_for_more_than_one(place: Disk) -> None:
+    machine = place.machine()
+    for epoch in range(1, 9):
+        machine.until(epoch)
+        place.keep(machine)
+    kept = range(4, 9) if type(place) is not Hub else [8]
+    assert place.checkpoints() == [f"checkpoints/epoch_{epoch:03d}.pt" for epoch in kept]
+
+
+DAMAGES = {
+    "cut": lambda content: content[:100],
+    "changed": lambda content: content[:-9] + b"#" + content[-8:],
+    "gone": lambda content: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_starts_over(place: Disk, damage: str) -> None:
+    machine = place.machine()
+    for epoch in (1, 2, 3):
+        machine.until(epoch)
+        place.keep(machine)
+    for epoch in (3, 2, 1)[: len(place.checkpoints())]:
+        name = f"checkpoints/epoch_{epoch:03d}.pt"
+        place.write(name, DAMAGES[damage](place.read(name)))
+        new = place.machine()
+        if epoch == 1 or type(place) is Hub:
+            with pytest.raises(s8.RunError, match=r"none of the checkpoints .* is intact"):
+                new.resumed()
+        else:
+            assert new.resumed() == epoch - 1
+            assert any(name.rpartition("/")[2] in line and "passed over" in line for line in new.lines)
+
+
+def set_back(manifest: Manifest) -> bytes:
+    return Manifest(sequence=1).seal()
+
+
+BAD_MANIFESTS = {
+    "set back to its first state": (set_back, "names no checkpoint|no manifest that names them"),
+    "set back by the version before": (
+        lambda m: json.dumps({"checkpoints": {}, "best": None, "identity": None}).encode(),
+        "names no checkpoint|no manifest that names them",
+    ),
+    "another schema": (lambda m: b'{"version": 7, "items": []}', "no manifest of a run|no manifest that names them"),
+    "of a later version": (
+        lambda m: m.seal().replace(f'"format": {FORMAT}'.encode(), f'"format": {FORMAT + 1}'.encode()),
+        "saved by a later version of s8lib .*: update s8lib",
+    ),
+    "cut": (lambda m: m.seal()[:-10], "cannot be read|no manifest that names them|not that of a run"),
+    "a byte changed": (
+        lambda m: m.seal().replace(b'"best_epoch": 2', b'"best_epoch": 1'),
+        "a part of it is missing or changed|no manifest that names them",
+    ),
+    "an entry 5": (
+        lambda m: json.dumps({"checkpoints": {"epoch_001.pt": 5}, "best": None}).encode(),
+        "no manifest of a run|no manifest that names them",
+    ),
+    "deeply nested": (lambda m: b'{"checkpoints": ' + b"[" * 100_000, "cannot be read|names them|not that of a run"),
+    "leading out": (
+        lambda m: json.dumps(
+            {"checkpoints": {"../../x.pt": {"epoch": 1, "bytes": 1, "sha256": "0" * 64}}, "best": None}
+        ).encode(),
+        r"\.\./\.\./x\.pt|no manifest that names them",
+    ),
+    "gone": (lambda m: None, "is missing, but|no manifest that names them"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MANIFESTS)
+def test_a_manifest_that_tells_nothing_beside_checkpoints_is_an_error_and_never_a_fresh_start(
+    place: Disk, case: str
+) -> None:
+    machine = place.machine()
+    for epoch in (1, 2):
+        machine.until(epoch)
+        place.keep(machine)
+    change, words = BAD_MANIFESTS[case]
+    for name in place.manifests():
+        place.write(name, change(machine.run.manifest()))
+    if type(place) is Hub and case in ("gone", "set back to its first state", "set back by the version before"):
+        assert place.machine().resumed() is None  # a repository without a run: its owner has emptied it
+        return
+    before = place.checkpoints()
+    with pytest.raises(s8.RunError, match=words) as raised:
+        place.machine().resumed()
+    assert "\n" not in str(raised.value)
+    assert place.checkpoints() == before
+
+
+def test_another_run_is_refused_and_both_stay_as_they_are(place: Disk) -> None:
+    place.keep(place.machine().until(2))
+    other = place.machine(recipe(lr_peak=0.2))
+    with pytest.raises(s8.RunError, match="lr_peak is 0.1 there and 0.2 here"):
+        other.resumed()
+    assert place.machine().resumed() == 2
+
+
+def test_runs_that_differ_in_name_only_are_one_run(place: Disk) -> None:
+    place.keep(place.machine().until(2))
+    assert place.machine(recipe(name="other")).resumed() == 2
+
+
+def test_where_a_newcomer_takes_over_the_older_process_stops_at_its_next_save(place: Disk) -> None:
+    if type(place) is Hub:
+        pytest.skip("a commit's parent protects a repository: see test_hub.py")
+    older = place.machine().until(2)
+    place.keep(older)
+    newer = place.machine()
+    assert newer.resumed() == 2
+    newer.run.claim()
+    before = {name: place.read(name) for name in place.checkpoints()}
+    with pytest.raises(RunFault, match=r"goes? on with the run|gone on with the run") as raised:
+        older.until(3)
+    assert "\n" not in str(raised.value)
+    assert {name: place.read(name) for name in before} == before
+    newer.until(4)
+    place.keep(newer)
+    assert place.machine().resumed() == 4
