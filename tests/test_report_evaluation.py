@@ -61,6 +61,10 @@ def test_the_gaps_of_the_reliability_diagram_make_the_calibration_error(evaluati
     assert images.sum() == 400
     assert (images * abs(gap)).sum() / images.sum() == pytest.approx(evaluation.metrics.ece)
     accuracy = np.array([bar.get_height() for bar in accuracies])
+    left = np.array([bar.get_x() for bar in accuracies])
+    assert ((left < accuracy + gap) & (accuracy + gap <= left + 100 / 15)).all(), (
+        "each bar stands at its confidence"
+    )
     assert (images * accuracy).sum() / images.sum() == pytest.approx(evaluation.metrics.top1)
 
 

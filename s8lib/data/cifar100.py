@@ -148,9 +148,10 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     """
     folder, named_by = _folder(root)
     may_fill = download and (named_by == "the cache" or (named_by == "root" and _holds_only_a_download(folder)))
-    if may_fill and not _is_whole(_find(folder)):
-        download_into(folder)
     files = _find(folder)
+    if may_fill and (not files or _missing(files)):
+        download_into(folder)
+        files = _find(folder)
     if not files:
         raise DataError(
             f"{str(folder)[:300]} ({named_by}) does not hold CIFAR-100, or cannot be read: expected {EXPECTED}; "
@@ -175,7 +176,8 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
 
 def at_hand() -> bool:
     """Whether `load_cifar100` has every file here, so that it downloads nothing."""
-    return _is_whole(_find(_folder(None)[0]))
+    files = _find(_folder(None)[0])
+    return bool(files) and not _missing(files)
 
 
 def _folder(root: str | os.PathLike[str] | None) -> tuple[Path, str]:
@@ -212,10 +214,6 @@ def _find(folder: Path) -> dict[str, Path]:
 def _missing(files: dict[str, Path]) -> list[Path]:
     # os.path's isfile is False where Path's would raise: for a name too long, say.
     return [path for path in files.values() if not os.path.isfile(path)]
-
-
-def _is_whole(files: dict[str, Path]) -> bool:
-    return bool(files) and not _missing(files)
 
 
 def _read_verified(path: Path, expected: str) -> bytes:

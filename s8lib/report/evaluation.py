@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.machine.device import pick_device
-from s8lib.metrics import Metrics, metrics_of, predict_logits, superclasses_of
+from s8lib.metrics import metrics_of, predict_logits, superclasses_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Evaluation:
     """What a network answers to the images of `split`, all on the CPU.
 
@@ -31,25 +30,12 @@ class Evaluation:
     classes: tuple[str, ...]
     superclasses: tuple[str, ...]
 
-    @cached_property
-    def metrics(self) -> Metrics:
-        return metrics_of(self.logits, self.split.labels, self.split.coarse_labels)
-
-    @cached_property
-    def superclass_of(self) -> Tensor:
-        return superclasses_of(self.split.labels, self.split.coarse_labels, len(self.classes))
-
-    @cached_property
-    def confidence(self) -> Tensor:
-        return self.logits.softmax(1).amax(1)
-
-    @cached_property
-    def predicted(self) -> Tensor:
-        return self.logits.argmax(1)
-
-    @cached_property
-    def correct(self) -> Tensor:
-        return self.predicted == self.split.labels
+    def __post_init__(self) -> None:
+        labels, coarse_labels = self.split.labels, self.split.coarse_labels
+        self.metrics = metrics_of(self.logits, labels, coarse_labels)
+        self.superclass_of = superclasses_of(labels, coarse_labels, len(self.classes))
+        self.confidence, self.predicted = self.logits.softmax(1).max(1)
+        self.correct = self.predicted == labels
 
     def mistakes(self) -> Tensor:
         """[M] int64: the images that are taken for another class, the most confident mistake first."""
