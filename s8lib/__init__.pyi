@@ -3,6 +3,8 @@
 from s8lib import colab as colab
 from s8lib import publish as publish
 from s8lib import report as report
+from s8lib.colab import data_of as data_of
+from s8lib.colab import find_run as find_run
 from s8lib.data.cifar100 import Cifar100 as Cifar100
 from s8lib.data.cifar100 import DataError as DataError
 from s8lib.data.cifar100 import Split as Split
@@ -11,6 +13,7 @@ from s8lib.data.synthetic import choose_data as choose_data
 from s8lib.data.synthetic import synthetic_cifar100 as synthetic_cifar100
 from s8lib.defaults import choose_recipe as choose_recipe
 from s8lib.defaults import run_name as run_name
+from s8lib.hub_client import HubError as HubError
 from s8lib.inference import Guess as Guess
 from s8lib.inference import ImageError as ImageError
 from s8lib.inference import predict as predict
@@ -27,17 +30,15 @@ from s8lib.presets import PRESETS as PRESETS
 from s8lib.presets import QUICK as QUICK
 from s8lib.presets import SEED_100 as SEED_100
 from s8lib.presets import SEED_200 as SEED_200
-from s8lib.publish.publisher import HubError as HubError
 from s8lib.publish.publisher import HubPublisher as HubPublisher
 from s8lib.recipe import Knobs as Knobs
 from s8lib.recipe import Recipe as Recipe
 from s8lib.recipe import RecipeError as RecipeError
-from s8lib.run.folder import RunError as RunError
 from s8lib.run.folder import RunFolder as RunFolder
 from s8lib.run.log import Epoch as Epoch
 from s8lib.run.log import EpochLog as EpochLog
-from s8lib.run.saved import data_of as data_of
-from s8lib.run.saved import find_run as find_run
+from s8lib.run.save import RunError as RunError
+from s8lib.run.save import RunFault as RunFault
 from s8lib.trainer import NonFiniteLoss as NonFiniteLoss
 from s8lib.trainer import train as train
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -12,12 +13,15 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from s8lib.data.cifar100 import at_hand
-from s8lib.data.download import one_line
-from s8lib.data.synthetic import SYNTHETIC
+from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100, at_hand
+from s8lib.data.synthetic import SYNTHETIC, choose_data
+from s8lib.hub_client import HubError, one_line
 from s8lib.machine.device import environment, pick_device, pick_precision
-from s8lib.run.drive import DriveMirror
+from s8lib.publish.publisher import fetch_run
+from s8lib.run.copies import Copies
+from s8lib.run.drive import DriveFolder
 from s8lib.run.folder import RunFolder
+from s8lib.run.save import MANIFEST, RunError
 
 CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
 MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds
@@ -102,13 +106,72 @@ def run_folder(kept: str | Path, name: str, say: Callable[[str], None] = print) 
     Raises:
         RunError: if `kept` is on a Drive that is not there any more.
     """
-    mirror = DriveMirror(Path(kept) / name) if in_colab() else None
-    return RunFolder(runs_here(kept) / name, say, mirror)
+    copies = [Copies(DriveFolder(Path(kept) / name))] if in_colab() else []
+    return RunFolder(runs_here(kept) / name, say, copies)
 
 
 def runs_here(kept: str | Path) -> Path:
     """Where the runs of the folder `kept` are worked on: on Colab the machine's disk, elsewhere that folder."""
     return CONTENT / "runs" if in_colab() else Path(kept)
+
+
+def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[str], None] = print) -> RunFolder:
+    """A run on this machine's disk, brought there from Google Drive or from the Hub if that is where it is.
+
+    Args:
+        which: a run's name in `kept`, else a run's folder, else "user/name" on the Hub;
+            "" is the newest in `kept`.
+        kept: where runs are kept, as `mount_drive` gave it.
+    Raises:
+        RunError: there is no such run, it holds no finished epoch, or it cannot be read.
+        HubError: the Hub has no such repository, or it holds no run.
+        ConnectionError: the Hub cannot be reached.
+    """
+    kept = Path(kept)
+    which = which.strip() or _newest(kept)
+    if Path(which).name == which and (kept / which / MANIFEST).exists():
+        run = run_folder(kept, which, say)
+        if run.copies:
+            with run.lock():
+                run.fetch()  # what Drive holds and this machine does not
+    elif Path(which, MANIFEST).exists():
+        run = RunFolder(which, say)
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", which):
+        run = RunFolder(runs_here(kept) / which.replace("/", "--"), say)
+        if not fetch_run(which, run):
+            if not run.manifest().epoch:
+                raise HubError(f"{which} on the Hub holds no run of s8lib: name another repository")
+            say(f"{run.path} holds epoch {run.manifest().epoch} already: remove that folder to fetch anew")
+    else:
+        raise RunError(f"{which!r} is no run in {kept}, no run's folder and no USER/NAME on the Hub")
+    run.log()  # raises if there is none
+    return run
+
+
+def data_of(run: RunFolder, say: Callable[[str], None] = print) -> Cifar100:
+    """What a run was trained on and is measured on: CIFAR-100, found as `load_cifar100` does, or the stand-in.
+
+    Raises:
+        RunError: it was neither.
+    """
+    identity = run.manifest().identity
+    on_cifar = identity is None or identity["data"].get("sha256") == CIFAR100_FINGERPRINT
+    data = choose_data(None if on_cifar else SYNTHETIC, say=say)
+    run.refuse_other_data(data)
+    return data
+
+
+def _newest(kept: Path) -> str:
+    try:
+        manifests = sorted(kept.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime)
+    except OSError as error:  # a Drive that is gone
+        raise RunError(f"{kept} cannot be read ({error.strerror}): mount Google Drive again") from error
+    if not manifests:
+        raise RunError(
+            f"{kept} holds no run: train one first, with session_8.ipynb or `s8lib train`, or name a run's folder or "
+            "a repository of the Hub"
+        )
+    return manifests[-1].parent.name
 
 
 def hf_token(say: Callable[[str], None] = print) -> str | None:

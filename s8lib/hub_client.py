@@ -91,7 +91,7 @@ def hub_errors(what: str) -> Iterator[None]:
 
 
 def explain(error: BaseException) -> dict[str, Any]:
-    """What went wrong in one line, whether trying again cannot help, and after how many seconds the Hub wants it."""
+    """What went wrong in one line, whether it is for good, and after how many seconds to try again."""
     chain = [error]
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
@@ -116,7 +116,7 @@ def one_line(error: BaseException) -> str:
 
 
 def run_job(job: dict[str, Any], limit: float, stop: threading.Event | None = None) -> dict[str, Any]:
-    """Do a job in a process of its own; its answer. It ends after `limit` seconds, with `stop`, or with this process.
+    """Do a job in a process of its own, which ends after `limit` seconds, with `stop`, or with this one.
 
     Args:
         job: `repo_id`, `token` and `private`; `check` to see that the token may write there; the name of a file to
@@ -203,7 +203,7 @@ def check(api: HfApi, repo_id: str, private: bool) -> None:
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403, 404):
             raise HubError(
-                f"this token may not write to {repo_id}: give it write access at {TOKENS_PAGE}, or publish elsewhere"
+                f"this token may not write to {repo_id}: give it write access at {TOKENS_PAGE}"
             ) from None
         raise
 

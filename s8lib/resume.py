@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: the folder is claimed, the state is taken over, and `best/` is made to fit the log."""
+"""Going on from a checkpoint: claim the folder, take the state over, and make `best/` fit the log."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class Hub(Drive):
         if not self.hub.endpoints.repos:
             place.check()
         place.required = True  # as for `fetch_run`
-        copies = [Copies(place, every=1, wait=20, pause=0.0)]
+        copies = [Copies(place, every=1000, wait=60, pause=0.0)]
         return Machine(self.root / f"disk{self.machines}", copies, **({"recipe": recipe} if recipe else {}))
 
     def read(self, name: str) -> bytes:

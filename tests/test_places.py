@@ -47,7 +47,8 @@ def test_five_checkpoints_stay_where_there_is_room_for_more_than_one(place: Disk
     machine = place.machine()
     for epoch in range(1, 9):
         machine.until(epoch)
-        place.keep(machine)
+        if epoch in (7, 8) or type(place) is not Hub:
+            place.keep(machine)
     kept = range(4, 9) if type(place) is not Hub else [8]
     assert place.checkpoints() == [f"checkpoints/epoch_{epoch:03d}.pt" for epoch in kept]
 
@@ -64,7 +65,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_nothing_starts_over(plac
     machine = place.machine()
     for epoch in (1, 2, 3):
         machine.until(epoch)
-        place.keep(machine)
+        if epoch == 3 or type(place) is not Hub:
+            place.keep(machine)
     for epoch in (3, 2, 1)[: len(place.checkpoints())]:
         name = f"checkpoints/epoch_{epoch:03d}.pt"
         place.write(name, DAMAGES[damage](place.read(name)))
@@ -116,10 +118,8 @@ BAD_MANIFESTS = {
 def test_a_manifest_that_tells_nothing_beside_checkpoints_is_an_error_and_never_a_fresh_start(
     place: Disk, case: str
 ) -> None:
-    machine = place.machine()
-    for epoch in (1, 2):
-        machine.until(epoch)
-        place.keep(machine)
+    machine = place.machine().until(2)
+    place.keep(machine)
     change, words = BAD_MANIFESTS[case]
     for name in place.manifests():
         place.write(name, change(machine.run.manifest()))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: all that changes while training. Schedules, data order and noise follow from the epoch."""
+"""What a checkpoint holds: all that changes while training and does not follow from the epoch."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Checkpoint:
                 pickle.UnpicklingError) as error:  # fmt: skip
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RunError(
-            f"{path} is no checkpoint that training can go on from ({reason}): remove it to go on from an older one, "
-            "or use another run folder"
+            f"{path} is no checkpoint that training can go on from ({reason}): remove it to go on from an older "
+            "one, or use another run folder"
         )
 
     def size(self) -> int:

@@ -109,7 +109,7 @@ class Copies:
         return {path.name: path for path in run.small_files()}, f"epoch {run.manifest().epoch}"
 
     def fetch(self, run: RunFolder, newest: int, identity: Mapping[str, Any] | None) -> int:
-        """Bring the newest save that verifies into `run`, if it is of a later epoch than `newest`; its epoch, or 0.
+        """Bring the newest save that verifies into `run`, if it is of a later epoch than `newest`; its epoch or 0.
 
         Raises:
             RunError: another run is there. If `run` holds no epoch, also if the place cannot be read or holds
@@ -124,8 +124,8 @@ class Copies:
                     run.say(f"{place.title}: another run is there ({differing}): this one starts without")
                     return 0
                 raise RunError(
-                    f"{place.title}: {place.address} and {run.path} hold different runs ({differing}): use another "
-                    "name for this run, or move one of the two away"
+                    f"{place.title}: {place.address} and {run.path} hold different runs ({differing}): use "
+                    "another name for this run, or move one of the two away"
                 )
             return self._receive(run, here, there, newest)
         except OSError as error:

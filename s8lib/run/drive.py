@@ -89,12 +89,10 @@ class DriveFolder:
         if differing := differences(there.identity, new.identity):
             raise OSError(errno.EEXIST, f"{self.path} holds another run: {differing}")
         if self._writer is not None and there.writer not in ("", new.writer, self._writer):
-            raise RunFault(
-                f"another machine goes on with the run in {self.path}: this one stops, and what is there is unchanged"
-            )
+            raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
 
     def claim(self, here: Manifest) -> None:
-        """Name this training process in the manifest, if the save there is one of its run: another one then stops."""
+        """Name this training process in the manifest, if the save there is of its run: another one then stops."""
         there = self.manifest()
         if there.epoch <= here.epoch and not differences(there.identity, here.identity):
             if there.checkpoints:

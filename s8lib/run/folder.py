@@ -227,8 +227,8 @@ class RunFolder(RunReader):
     def _refuse_another(self, there: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
         if differing := differences(there, here):
             raise RunError(
-                f"this run folder holds another run: {differing}. Use those values to go on with it, or another run "
-                f"folder than {self.path}"
+                f"this run folder holds another run: {differing}. Use those values to go on with it, or "
+                f"another run folder than {self.path}"
             )
 
     def _commit(self, manifest: Manifest) -> None:

@@ -108,8 +108,8 @@ class RunReader:
         folder = found[WEIGHTS].parent
         if not manifest.best_epoch or not all(intact) or not (folder / found[CONFIG].name).is_file():
             raise RunError(
-                f"{self.best} is damaged or incomplete (it is not what {self.path / MANIFEST} says): the command that "
-                "trained the run restores it, if the checkpoint of that epoch is still there"
+                f"{self.best} is damaged or incomplete (it is not what {self.path / MANIFEST} says): the command "
+                "that trained the run restores it, if the checkpoint of that epoch is still there"
             )
         return manifest.best_epoch, folder
 

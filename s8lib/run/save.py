@@ -103,7 +103,7 @@ def unseal(text: bytes) -> Manifest:
     version = values.get("format", 1)
     if isinstance(version, int) and version > FORMAT:
         raise RunError(
-            f"it was saved by a later version of s8lib (format {version}, this one reads up to {FORMAT}): update s8lib"
+            f"it was saved by a later version of s8lib (format {version}, this one knows {FORMAT}): update s8lib"
         )
     seal = values.pop("sha256", None)
     if (seal is not None or version != 1) and _sealed(values) != text:
