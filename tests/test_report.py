@@ -207,7 +207,7 @@ def test_a_folder_without_an_epoch_is_refused_in_one_sentence(
 
 
 def test_live_curves_draw_nothing_outside_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s8lib.report.live.curves", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("s8lib.report.training_curves.curves", lambda *_: pytest.fail("drawn"))
     report.LiveCurves(s8.QUICK)(made_up_log(s8.QUICK))
 
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import s8lib as s8
-from s8lib.data import augment, report
+from s8lib import report
+from s8lib.data import augment
 from s8lib.inference import prepare
 from s8lib.metrics import metrics_of
 from tests.runs import RECIPE, small_model
@@ -172,7 +173,7 @@ def test_live_curves_renew_one_picture_and_always_show_the_last_epoch(monkeypatc
         shown.append(("shown", epochs_in(figure)))
         return Handle()
 
-    monkeypatch.setattr("s8lib.report.live.in_notebook", lambda: True)
+    monkeypatch.setattr("s8lib.report.training_curves.in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", display)
     watch, log = report.LiveCurves(RECIPE), s8.EpochLog()
     for epoch in range(1, RECIPE.epochs + 1):

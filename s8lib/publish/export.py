@@ -11,7 +11,7 @@ import contextlib
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +25,6 @@ from s8lib.run.save import replacing
 OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it
 BATCHES = (1, 2, 7)  # sizes to verify with; the graphs are traced at 2
-
-
-# For the model card. These steps are `predict.PREPARATION`, but for transparent pictures.
-PIXELS = """
-### Without s8lib
-
-```python
-import numpy as np
-from PIL import Image, ImageOps
-
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-photo = ImageOps.fit(photo, (32, 32), Image.Resampling.BICUBIC)
-images = np.array(photo).transpose(2, 0, 1)[None]  # uint8 [1, 3, 32, 32]; any number of images will do
-```
-"""
 ONNX, TORCH = "ONNX", "torch.export"
 CALLS = {
     ONNX: """import onnxruntime
@@ -71,6 +56,21 @@ class Export:
     verified_with: str | None
     max_abs_difference: float | None
     opset: int | None = None  # of ONNX only
+
+    def how_to_run(self) -> str:
+        """Markdown for the model card: what the file is, and the lines that take `images` to `logits`."""
+        opset = f", opset {self.opset}" if self.opset else ""
+        made = ", ".join(f"{package} {version}" for package, version in self.versions.items())
+        checked = "Not verified: ONNX Runtime was not installed."
+        if self.verified_with:
+            difference = self.max_abs_difference
+            close = f"are within {difference:.1e} of" if difference else "equal"
+            checked = f"Its logits, by {self.verified_with}, {close} the network's."
+        return (
+            f"\n`{self.path.name}` is {self.format}{opset}, made with {made}. {checked}\n\n"
+            f"```python\n{CALLS[self.format].format(file=self.path.name)}\n```\n"
+            + (TRUST if self.format == TORCH else "")
+        )
 
 
 def export_onnx(model: nn.Module, path: str | Path) -> Export:
@@ -130,25 +130,6 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
             loaded = torch.export.load(file).module()
         difference = _verify(loaded, network, path)
     return Export(path, TORCH, {"torch": torch.__version__}, f"torch {torch.__version__}", difference)
-
-
-def how_to_run(exports: Sequence[Export]) -> str:
-    """Markdown: what the files are, and how to use them."""
-    parts = [PIXELS] if exports else []
-    for export in exports:
-        opset = f", opset {export.opset}" if export.opset else ""
-        made = ", ".join(f"{package} {version}" for package, version in export.versions.items())
-        checked = "Not verified: ONNX Runtime was not installed."
-        if export.verified_with:
-            difference = export.max_abs_difference
-            close = f"are within {difference:.1e} of" if difference else "equal"
-            checked = f"Its logits, by {export.verified_with}, {close} the network's."
-        code = CALLS[export.format].format(file=export.path.name)
-        parts.append(
-            f"\n`{export.path.name}` is {export.format}{opset}, made with {made}. {checked}\n\n"
-            f"```python\n{code}\n```\n{TRUST if export.format == TORCH else ''}"
-        )
-    return "".join(parts)
 
 
 class FromPixels(nn.Module):

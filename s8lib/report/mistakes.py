@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
+from typing import Any
 
 import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
-from s8lib.report.evaluation import Evaluation
-from s8lib.report.style import BLUE, FAINT, GRID, INK, RED, WIDTH, Figure, plain
-from s8lib.report.thumbnails import in_words, thumbnail
+from s8lib.report.answers import Evaluation
+from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, WIDTH, Figure, in_words, plain
 
 PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
 EXAMPLES = 4  # images beside each of the worst classes
 BINS = 15  # of confidence, as in `Metrics.ece`
 COLUMNS = 4  # of mistakes
+TITLE: dict[str, Any] = {"size": 13, "weight": "bold", "color": INK}
 
 
 def superclass_confusion(evaluation: Evaluation) -> Figure:
@@ -26,25 +27,17 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     shares = _confusion(evaluation)
     n = len(shares)
     figure = Figure(height=8.3, layout="constrained")
-    figure.suptitle(
-        f"{evaluation.metrics.superclass_top1:.1f}% of the test images get a class of the right superclass",
-        fontsize=13, weight="bold", color=INK,
-    )  # fmt: skip
+    figure.head(
+        f"{evaluation.metrics.superclass_top1:.1f}% of the test images get a class of the right superclass"
+    )
     ax = figure.subplots()
     ax.set_facecolor(GRID)  # a row without images
     # The square root shows a confusion of 3% beside a diagonal of 90%.
     ax.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
     for row, column in (shares >= PRINTED).nonzero().tolist():
         share = float(shares[row, column])
-        ax.text(
-            column,
-            row,
-            f"{share:.0f}",
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            color="white" if share > 35 else INK,
-        )
+        ink = "white" if share > 35 else INK
+        ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8.5, color=ink)
     names = [textwrap.fill(in_words(name), 20) for name in evaluation.superclasses]
     ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
     ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
@@ -75,8 +68,8 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     first, pitch, side = 4.15, 0.97, 0.52  # of the example images
     figure = Figure(height=top + row * len(worst) + foot)
     height = figure.get_figheight()
-    _title(figure, "The worst classes, and what they are taken for")
-    ax = figure.add_axes((left / WIDTH, foot / height, bars / WIDTH, row * len(worst) / height))
+    figure.write(0.12, 0.24, "The worst classes, and what they are taken for", **TITLE)
+    ax = figure.box(left, top, bars, row * len(worst))
     plain(ax, "x")
     ax.barh(range(len(worst)), [top1[c] for c in worst], height=0.5, color=BLUE)
     counts = evaluation.split.labels.bincount(minlength=len(top1)).tolist()
@@ -101,7 +94,7 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
         for column, (image, times) in enumerate(_examples(evaluation, c)):
             taken_for = in_words(evaluation.classes[evaluation.predicted[image]])
             place = (first + pitch * column, top + row * position + 0.04, side)
-            thumbnail(figure, evaluation.split.images[image], *place, f"{taken_for}\n{times} of {counts[c]}", RED)
+            figure.thumbnail(evaluation.split.images[image], *place, f"{taken_for}\n{times} of {counts[c]}", RED)
     return figure
 
 
@@ -120,29 +113,18 @@ def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
     shown = mistakes[:count].tolist()
     side, column, top, row = 1.1, WIDTH / COLUMNS, 0.55, 1.75  # inches
     figure = Figure(height=top + row * math.ceil(len(shown) / COLUMNS) + 0.1)
-    n = len(evaluation.split)
-    _title(
-        figure,
-        f"The surest of {len(mistakes):,} mistakes in {n:,} test images"
-        if shown
-        else f"No mistakes in {n:,} test images",
-    )
+    found = f"The surest of {len(mistakes):,}" if shown else "No"
+    figure.write(0.12, 0.24, f"{found} mistakes in {len(evaluation.split):,} test images", **TITLE)
     for place, image in enumerate(shown):
+        sure = 100 * float(evaluation.confidence[image])
         caption = (
             f"true: {in_words(evaluation.classes[evaluation.split.labels[image]])}\n"
             f"predicted: {in_words(evaluation.classes[evaluation.predicted[image]])}\n"
-            f"{_percent(100 * float(evaluation.confidence[image]))} sure"
+            f"{f'{sure:.1f}%' if sure < 99.95 else '> 99.9%'} sure"  # never 100%, which no softmax gives
         )
-        left = column * (place % COLUMNS + 0.5) - side / 2
-        thumbnail(
-            figure, evaluation.split.images[image], left, top + row * (place // COLUMNS), side, caption, size=10
-        )
+        left, above = column * (place % COLUMNS + 0.5) - side / 2, top + row * (place // COLUMNS)
+        figure.thumbnail(evaluation.split.images[image], left, above, side, caption, size=10)
     return figure
-
-
-def _percent(value: float) -> str:
-    """Never 100%, which no softmax gives."""
-    return "> 99.9%" if value >= 99.95 else f"{value:.1f}%"
 
 
 def reliability(evaluation: Evaluation) -> Figure:
@@ -158,9 +140,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     width = 100 / BINS
     middles = (width * (torch.arange(BINS)[filled] + 0.5)).numpy()
     figure = Figure(height=6.8, layout="constrained")
-    figure.suptitle(
-        f"Reliability: expected calibration error {metrics.ece:.2f}%", size=13, weight="bold", color=INK
-    )
+    figure.head(f"Reliability: expected calibration error {metrics.ece:.2f}%")
     diagram, sizes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for ax in (diagram, sizes):
         plain(ax)
@@ -183,8 +163,3 @@ def reliability(evaluation: Evaluation) -> Figure:
         f"mean confidence {100 * float(confidence.mean()):.1f}%, accuracy {metrics.top1:.1f}%", size=10, loc="left"
     )
     return figure
-
-
-def _title(figure: Figure, text: str) -> None:
-    width, height = figure.get_size_inches()
-    figure.text(0.12 / width, 1 - 0.24 / height, text, size=13, weight="bold", color=INK, va="center")

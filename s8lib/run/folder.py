@@ -18,7 +18,10 @@ from typing import Any, Protocol
 import torch
 from filelock import FileLock, Timeout
 
+from s8lib.data.cifar100 import Cifar100
 from s8lib.models.weights import SAFETENSORS
+from s8lib.recipe import Recipe
+from s8lib.run.log import EpochLog
 from s8lib.run.save import PARTIAL, holds, identity, replacing, sync
 
 KEEP = 5  # checkpoints, counted by what is on disk
@@ -199,17 +202,17 @@ class RunFolder:
         """The epoch of the newest complete checkpoint."""
         return max((entry["epoch"] for entry in self.manifest()["checkpoints"].values()), default=None)
 
-    def best_weights(self) -> tuple[int, Path] | None:
+    def best_weights(self) -> tuple[int, Path]:
         """The best epoch and the folder with its `config.json` and `model.safetensors`, for `from_pretrained`.
 
         Only reads, so it may be called while another process trains here.
 
         Raises:
-            RunError: if the weights are damaged.
+            RunError: if there are none yet, or they are damaged.
         """
         best = self.manifest()["best"]
         if best is None:
-            return None
+            raise RunError(f"{self.path} holds no finished epoch: train there first")
         for folder in (self.best, self._new_best):  # the latter: named in the manifest, not yet moved
             if holds(folder / SAFETENSORS, best):
                 return best["epoch"], folder
@@ -217,6 +220,53 @@ class RunFolder:
             f"{self.best / SAFETENSORS} is damaged or missing (its sha256 is not the one in {self._manifest}): "
             "going on with the run restores it if the checkpoint of that epoch is still there"
         )
+
+    def log(self) -> EpochLog:
+        """The epochs that were completely saved; a damaged log comes from the newest checkpoint.
+
+        Raises:
+            RunError: if there are none, or neither the log nor that checkpoint is intact.
+        """
+        last = self.last_epoch()
+        if last is None:
+            raise RunError(f"{self.path} holds no finished epoch: train there first")
+        try:
+            rows = EpochLog.read(self.path / "epoch_log.csv").rows[:last]
+            if len(rows) < last:
+                raise ValueError(f"{self.path / 'epoch_log.csv'} holds {len(rows)} of {last} epochs")
+        except (OSError, ValueError) as error:
+            if (checkpoint := self.checkpoint(last)) is None:
+                raise RunError(f"{error}: bring the file back") from error
+            return EpochLog.from_dicts(checkpoint["log"])
+        return EpochLog(rows)
+
+    def recipe(self) -> Recipe:
+        """What is trained here: the manifest's recipe, else that of `recipe.json`."""
+        identity = self.manifest()["identity"] or {}
+        return (
+            Recipe.from_dict(identity["recipe"])
+            if "recipe" in identity
+            else Recipe.load(self.path / "recipe.json")
+        )
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """`environment.json`: a dict for each start and resume; empty, and told, where the file is damaged."""
+        try:
+            sessions = self.read_json("environment.json", default=[])
+            if not all(isinstance(session, dict) for session in sessions):
+                raise ValueError("it is no list of sessions")
+        except (ValueError, TypeError) as error:
+            self.say(f"{self.path / 'environment.json'} is damaged ({error}): the machines are not known")
+            return []
+        return sessions
+
+    def refuse_other_data(self, data: Cifar100) -> None:
+        """Raise RunError if the run was trained on other data than `data`, as far as its manifest knows."""
+        identity = self.manifest()["identity"]
+        if identity is not None and identity["data"]["sha256"] != data.fingerprint():
+            raise RunError(
+                f"{self.path} was trained on other data than {data.source}: measure it on the data it knows"
+            )
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder in one piece: a reader sees the old text or the new, never half of it."""

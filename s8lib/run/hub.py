@@ -54,7 +54,7 @@ def snapshot(run: RunFolder, log: EpochLog, repo_id: str, exports: Sequence[Expo
     name = f"epoch_{last.epoch:03d}.pt"
     if name not in manifest["checkpoints"]:
         raise RunError(f"{run.checkpoints} does not hold epoch {last.epoch}")
-    if held is None or held[0] != best.epoch:
+    if held[0] != best.epoch:
         raise RunError(f"{run.best} does not hold epoch {best.epoch}, the best so far")
     checkpoint = manifest["checkpoints"][name]
     manifest_of_it = manifest | {"checkpoints": {name: checkpoint}}
@@ -77,7 +77,7 @@ def snapshot(run: RunFolder, log: EpochLog, repo_id: str, exports: Sequence[Expo
 
 def make_report(run: RunFolder, log: EpochLog) -> None:
     """Bring `report.json` and `graph.jpg` in the run folder up to date, without measuring anything again."""
-    from s8lib.report.write import write_log  # here: matplotlib is slow to load
+    from s8lib.report import write_log  # here: matplotlib is slow to load
 
     write_log(run, log)
 

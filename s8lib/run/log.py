@@ -75,6 +75,11 @@ class EpochLog:
         """
         return max(self.rows, key=lambda row: row.selection_acc)
 
+    @property
+    def minutes(self) -> float:
+        """What the epochs took together, evaluation included."""
+        return sum(row.seconds for row in self.rows) / 60
+
     def line(self, epochs: int) -> str:
         """The last epoch, of a run of `epochs`, in one line."""
         row = self.rows[-1]
@@ -91,7 +96,7 @@ class EpochLog:
         return (
             f"final epoch {final.epoch}: {final.test_acc:.2f}% top-1 on the test set; "
             f"best epoch {best.epoch}: {best.test_acc:.2f}%, chosen on {selector(best.holdout_acc is not None)}; "
-            f"{sum(row.seconds for row in self.rows) / 60:.1f} minutes"
+            f"{self.minutes:.1f} minutes"
         )
 
     def to_dicts(self) -> list[dict[str, Any]]:

@@ -49,14 +49,12 @@ def data_of(run: RunFolder, say: Callable[[str], None] = print) -> Cifar100:
     Raises:
         RunError: it was neither.
     """
-    from s8lib.report import was_trained_on
-    from s8lib.report.card import CIFAR100_FINGERPRINT  # here: the card and the report are slow to load
+    from s8lib.report.card import CIFAR100_FINGERPRINT  # here: the report is slow to load
 
     identity = run.manifest()["identity"]
     on_cifar = identity is None or identity["data"]["sha256"] == CIFAR100_FINGERPRINT
     data = choose_data(None if on_cifar else SYNTHETIC, say=say)
-    if not was_trained_on(run, data):
-        raise RunError(f"{run.path} was trained on other data than {data.source}: it cannot be measured here")
+    run.refuse_other_data(data)
     return data
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from s8lib.recipe import Recipe
-from s8lib.report.style import BLUE, FAINT, INK, PHASES, Figure, plain
+from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, plain
 
 JUST_BEFORE = 1e-9  # epochs
 LABELS = {"mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "image_size": "image side\n(pixels)"}
@@ -20,7 +22,7 @@ def schedule(recipe: Recipe) -> Figure:
         names.append("image_size")
     figure = Figure(height=3.3 + 0.95 * len(names), layout="constrained")
     axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
-    figure.suptitle(f"{recipe.name}: what changes in training", fontsize=13, weight="bold", color=INK)
+    figure.head(f"{recipe.name}: what changes in training")
     plot_lr(axes[0], recipe)
     for ax, name in zip(axes[1:], names, strict=True):
         _plot_knob(ax, recipe, name)
@@ -48,14 +50,14 @@ def schedule_table(recipe: Recipe) -> str:
 
 def boundaries(recipe: Recipe) -> list[tuple[float, str]]:
     """The epochs (floats) at which the schedule changes, in order, with what happens there."""
-    happens: dict[float, list[str]] = {0.0: ["start"]}
+    events = [(0.0, "start"), *((restart, "warm restart") for restart in recipe.restarts)]
     if recipe.warmup_epochs:
-        happens.setdefault(recipe.warmup_epochs, []).append("end of warm-up")
-    for restart in recipe.restarts:
-        happens.setdefault(restart, []).append("warm restart")
+        events.insert(1, (recipe.warmup_epochs, "end of warm-up"))
     if 0 < recipe.phase1_epochs < recipe.epochs:
-        happens.setdefault(recipe.phase1_epochs, []).append("phase 2")
-    happens.setdefault(recipe.epochs, []).append("last step")
+        events.append((recipe.phase1_epochs, "phase 2"))
+    happens: dict[float, list[str]] = {}
+    for epoch, what in [*events, (recipe.epochs, "last step")]:
+        happens.setdefault(epoch, []).append(what)
     return [(epoch, ", ".join(what)) for epoch, what in sorted(happens.items())]
 
 
@@ -80,16 +82,12 @@ def mark_phases(ax: Axes, recipe: Recipe) -> None:
 
 def name_phases(ax: Axes, recipe: Recipe) -> None:
     """Phases and restarts by name, above the axes."""
+    above: dict[str, Any] = {"transform": ax.transAxes, "va": "bottom"}
     for begin, _ in _phases(recipe):
-        ax.text(
-            begin / recipe.epochs, 1.025, f"phase {recipe.phase(begin)}",
-            transform=ax.transAxes, ha="left", va="bottom", fontsize=10, weight="bold", color=INK,
-        )  # fmt: skip
+        name = f"phase {recipe.phase(begin)}"
+        ax.text(begin / recipe.epochs, 1.025, name, fontsize=10, weight="bold", color=INK, **above)
     for restart in recipe.restarts:
-        ax.text(
-            restart / recipe.epochs, 1.025, "restart",
-            transform=ax.transAxes, ha="center", va="bottom", fontsize=9, color=FAINT,
-        )  # fmt: skip
+        ax.text(restart / recipe.epochs, 1.025, "restart", ha="center", fontsize=9, color=FAINT, **above)
 
 
 def _phases(recipe: Recipe) -> list[tuple[float, float]]:

@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from s8lib.machine.progress import progress_bar
 from s8lib.recipe import Recipe
-from s8lib.report.curves import CurvesPlot
-from s8lib.report.style import FAINT, INK, SCREEN_DPI, Figure
-from s8lib.report.summary import MissingPackage
+from s8lib.report.figures import FAINT, INK, SCREEN_DPI, Figure
+from s8lib.report.network import MissingPackage
+from s8lib.report.training_curves import CurvesPlot
 from s8lib.run.log import Epoch, EpochLog
 from s8lib.run.save import replacing
 
@@ -86,12 +86,8 @@ def _pictures(log: EpochLog, recipe: Recipe) -> Iterator[np.ndarray]:
     where = figure.text(0.635, 0.88, "", fontsize=20, weight="bold", color=INK, va="top")
     knobs = figure.text(0.635, 0.80, "", fontsize=13, color=INK, va="top", linespacing=1.5)
     table = figure.text(0.635, 0.54, "", fontsize=11.5, color=INK, va="top", family="monospace", linespacing=1.5)
-    figure.text(
-        0.635,
-        0.055,
-        "train: on augmented batches while the network changes;\nnot comparable with test",
-        color=FAINT,
-    )
+    caveat = "train: on augmented batches while the network changes;\nnot comparable with test"
+    figure.text(0.635, 0.055, caveat, color=FAINT)
     moving = [*plot.moving, where, knobs, table]
     for artist in moving:
         artist.set_visible(False)

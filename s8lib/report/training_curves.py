@@ -1,21 +1,24 @@
-"""Loss, accuracy and learning rate over the epochs: `graph.jpg`, the live picture and the video's curves."""
+"""Loss, accuracy and learning rate over the epochs: a picture, one that a notebook renews, the film's."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from s8lib.machine.progress import in_notebook
 from s8lib.recipe import Recipe
-from s8lib.report.schedule import mark_phases, moments, name_phases, plot_lr
-from s8lib.report.style import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
+from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
+from s8lib.report.knobs import mark_phases, moments, name_phases, plot_lr
 from s8lib.run.log import EpochLog, selector
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
 PLANNED = "#9A9A9A"  # the learning rate that is still to come
 LOSS_TOP = 4.8  # nats; guessing among 100 classes costs 4.6
+PAUSE = 20  # of the live picture, times what it took: drawing costs at most 5% of the training
 
 
 def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure:
@@ -25,19 +28,44 @@ def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure
     """
     figure = Figure(height=7.6, layout="constrained")
     plot = CurvesPlot(figure.subplots(3, sharex=True, height_ratios=HEIGHTS), recipe, target, _held_out(log))
-    figure.suptitle(f"{recipe.name}, {recipe.model}, seed {recipe.seed}", fontsize=13, weight="bold", color=INK)
+    figure.head(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
     plot.show(log)
-    figure.supxlabel(explanation(log, recipe), fontsize=8.5, color=FAINT)
-    return figure
-
-
-def explanation(log: EpochLog, recipe: Recipe) -> str:
-    """What a reader has to know about the curves."""
     batches = "augmented, mixed-up batches" if any(recipe.mixup_alpha) else "augmented batches"
-    return (
+    explanation = (
         f"Train is measured on {batches} while the network changes: not comparable with test.\n"
         f"The best epoch is chosen on {selector(_held_out(log))}."
     )
+    figure.supxlabel(explanation, fontsize=8.5, color=FAINT)
+    return figure
+
+
+class LiveCurves:
+    """What `train(watch=...)` takes: shows the curves once, then renews that picture in place.
+
+    After every epoch, or less often where epochs are short; after the last one always. Outside a notebook nothing
+    is drawn.
+    """
+
+    def __init__(self, recipe: Recipe, target: float | None = None) -> None:
+        self._recipe, self._target = recipe, target
+        self._display: Any = None
+        self._next = 0.0
+
+    def __call__(self, log: EpochLog) -> None:
+        started = time.perf_counter()
+        accuracy = [row.selection_acc for row in log]
+        is_last = len(log) == self._recipe.epochs or self._recipe.out_of_patience(accuracy)
+        if not in_notebook() or (started < self._next and not is_last):
+            return
+        from IPython.display import display
+
+        figure = curves(log, self._recipe, self._target)
+        if self._display is None:
+            self._display = display(figure, display_id=True)
+        else:
+            self._display.update(figure)
+        now = time.perf_counter()
+        self._next = now + PAUSE * (now - started)
 
 
 class CurvesPlot:
@@ -60,9 +88,8 @@ class CurvesPlot:
         lr.set_xlabel("epoch")
         if target is not None:
             accuracy.axhline(target, color=PURPLE, linewidth=1.4, linestyle=(0, (6, 2)))
-            accuracy.annotate(
-                f"target {target:g}%", (0, target), (6, 3), textcoords="offset points", color=PURPLE, weight="bold"
-            )
+            beside: dict[str, Any] = {"xytext": (6, 3), "textcoords": "offset points"}
+            accuracy.annotate(f"target {target:g}%", (0, target), color=PURPLE, weight="bold", **beside)
         # Of a long run only the last epoch is marked, or epoch 1 alone would not be seen.
         every = None if recipe.epochs <= 30 else [-1]
         marks: dict[str, Any] = {"marker": "o", "markersize": 4, "markevery": every}
@@ -84,13 +111,8 @@ class CurvesPlot:
         (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
         self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
         shown = {"test": "test_acc", "train": "train_acc"} | ({"held-out": "holdout_acc"} if held_out else {})
-        self._loss.legend(
-            [self._lines[name] for name in shown.values()],
-            shown,
-            loc="upper right",
-            ncols=len(shown),
-            framealpha=1,
-        )
+        lines = [self._lines[name] for name in shown.values()]
+        self._loss.legend(lines, shown, loc="upper right", ncols=len(shown), framealpha=1)
 
     @property
     def moving(self) -> list[Artist]:
