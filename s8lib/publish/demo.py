@@ -52,12 +52,8 @@ def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Block
         )
         with gr.Row():
             with gr.Column():
-                image = gr.Image(
-                    type="filepath",  # as it was uploaded: `predict` prepares it
-                    image_mode=None,
-                    sources=["upload", "clipboard"],
-                    label="Image",
-                    height=340,
+                image = gr.Image(  # as it was uploaded: `predict` prepares it
+                    type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=340
                 )
             with gr.Column():
                 label = gr.Label(num_top_classes=5, label="Likeliest classes")

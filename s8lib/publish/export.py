@@ -1,21 +1,18 @@
 """The network for people without s8lib: an ONNX file, and a program of `torch.export`.
 
 Both take uint8 pixels [N, 3, 32, 32] and give logits [N, classes], for any N. The normalisation is inside: nobody
-can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused by their type. Neither file tells
-of the machine it was made on: what torch notes of source files and their paths is left out.
+can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused by their type.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -88,7 +85,9 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
 
     network, path = _from_pixels(model), Path(path)
     versions = {"torch": torch.__version__, "onnx": onnx.__version__}
-    with replacing(path) as partial, _without_warnings():
+    verifier = difference = None
+    # Torch warns of its own internals; what comes of it is verified.
+    with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             _program(network),
             f=partial,
@@ -99,17 +98,15 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
             external_data=False,
             verbose=False,
         )
-        if importlib.util.find_spec("onnxruntime") is None:
-            return Export(path, ONNX, versions, None, None, OPSET)
-        import onnxruntime
+        if importlib.util.find_spec("onnxruntime"):
+            import onnxruntime
 
-        session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
-
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
-
-        verifier = f"onnxruntime {onnxruntime.__version__}"
-        return Export(path, ONNX, versions, verifier, _verify(run, network, path), OPSET)
+            verifier = f"onnxruntime {onnxruntime.__version__}"
+            session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
+            difference = _verify(
+                lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), network, path
+            )
+    return Export(path, ONNX, versions, verifier, difference, OPSET)
 
 
 def export_program(model: nn.Module, path: str | Path) -> Export:
@@ -123,7 +120,7 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
         ExportError: the file does not compute what `model` does.
     """
     network, path = _from_pixels(model), Path(path)
-    with replacing(path) as partial, _without_warnings():
+    with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         with open(partial, "wb") as file:
             torch.export.save(_program(network), file)
         with open(partial, "rb") as file:
@@ -145,8 +142,7 @@ class FromPixels(nn.Module):
 
 def _from_pixels(model: nn.Module) -> FromPixels:
     """A copy of `model` in eval mode, in float32 on the CPU, laid out as torch's archives want it."""
-    copied = copy.deepcopy(model).cpu().float()
-    return FromPixels(copied).to(memory_format=torch.contiguous_format).eval()
+    return FromPixels(copy.deepcopy(model)).cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 
 def _program(network: FromPixels) -> torch.export.ExportedProgram:
@@ -157,14 +153,6 @@ def _program(network: FromPixels) -> torch.export.ExportedProgram:
     return program
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Exporting, torch warns of its own internals. What comes of it is verified, so nobody needs to judge them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _pixels(n: int) -> Tensor:
     generator = torch.Generator().manual_seed(n)
     return torch.randint(256, (n, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
@@ -173,10 +161,8 @@ def _pixels(n: int) -> Tensor:
 @torch.inference_mode()
 def _verify(run: Callable[[Tensor], Tensor], network: FromPixels, path: Path) -> float:
     """The largest difference between the logits of `run` and of `network`."""
-    batches = [_pixels(n) for n in BATCHES]
-    expected = torch.cat([network(images) for images in batches])
-    difference = float((torch.cat([run(images) for images in batches]) - expected).abs().max())
-    largest = float(expected.abs().max())
+    expected, found = (torch.cat([given(_pixels(n)) for n in BATCHES]) for given in (network, run))
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * max(largest, 1):  # so that NaN fails
         raise ExportError(
             f"{path} was not written: its logits differ from the model's, which are up to {largest:.3g}, by up to "

@@ -48,9 +48,7 @@ def write_space(folder: str | Path, repo_id: str) -> Path:
     try:
         gradio_version, required = importlib.metadata.version("gradio"), importlib.metadata.requires("s8lib")
     except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError(
-            f"a Space repeats what is installed here, and {error.name} is not: install it"
-        ) from error
+        raise ImportError(f"a Space needs {error.name}, which is not installed here: install it") from error
     needed = [one for one in required or () if "extra ==" not in one and not one.startswith(NOT_NEEDED)]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -56,14 +56,6 @@ class Exported(Protocol):
         """Markdown: what it is, and the lines that take `images` to `logits`."""
 
 
-class Dataset(NamedTuple):
-    """What a run was trained and tested on; the number of test images if it is known."""
-
-    is_cifar: bool
-    name: str
-    test_images: int | None
-
-
 def make_card(
     run: RunFolder, repo_id: str, log: EpochLog | None = None, exports: Sequence[Exported] = ()
 ) -> ModelCard:
@@ -80,16 +72,21 @@ def make_card(
     log = run.log() if log is None else log
     recipe, sessions = run.recipe(), run.sessions()
     best, final = log[run.best_weights()[0] - 1], log[-1]
-    data = _dataset(run.manifest()["identity"], sessions)
+    identity, session = run.manifest()["identity"], sessions[-1] if sessions else {}
+    is_cifar = identity is not None and identity["data"]["sha256"] == CIFAR100_FINGERPRINT
+    data, test_images = f"other data ({session.get('data', 'unnamed')})", session.get("test_images")
     network, paper, citation = "WideResNet", "arXiv:1605.07146", WRN
     if recipe.model == "resnet-42":
         network, paper, citation = "ResNet42", "arXiv:1512.03385", RESNET
     trained = f"`{recipe.name}`"
     if final.epoch < recipe.epochs:
         trained += f", {final.epoch} of whose {recipe.epochs} epochs are done"
+    has_picture, has_report = ((run.path / name).exists() for name in ("graph.jpg", "report.json"))
+    picture = "![Accuracy, loss and learning rate over the epochs](graph.jpg)\n\n" if has_picture else ""
+    report = ", every figure in `report.json`" if has_report else ""
     warning = classes = people = source = ""
-    if data.is_cifar:
-        citation += CIFAR
+    if is_cifar:
+        data, test_images, citation = "CIFAR-100", 10_000, citation + CIFAR
         classes = (
             f"\n<details><summary>The {len(CLASSES)} classes, in the order of the outputs</summary>\n\n"
             f"{', '.join(CLASSES)}\n\n</details>\n"
@@ -104,25 +101,29 @@ def make_card(
         )
     else:
         warning = (
-            f"**This is not a CIFAR-100 network.** It was trained and tested on {data.name}, so its figures say "
+            f"**This is not a CIFAR-100 network.** It was trained and tested on {data}, so its figures say "
             "nothing about CIFAR-100.\n\n"
         )
+    counted = "How many test images there were is not known."
+    if test_images:
+        counted = f"There were {test_images:,} test images. The interval is Wilson's: what another {test_images:,}"
+        counted += " might have given, and not what another seed would."
     return ModelCard(f"""---
-{_metadata(recipe, data, best, repo_id).to_yaml().strip()}
+{_metadata(recipe, data, is_cifar, best, repo_id).to_yaml().strip()}
 ---
 
-# {recipe.model} on {data.name}
+# {recipe.model} on {data}
 
 {warning}An image classifier: `{recipe.model}` ({paper}), trained with s8lib by the recipe {trained}.
 **{best.test_acc:.2f}% top-1** and {best.test_top5:.2f}% top-5 on the test set.
 
 ## Results
 
-{_results(best, final, data.test_images)}
+{_results(best, final, test_images)}
 
-The best epoch was chosen on {selector(best.holdout_acc is not None)}. {_counted(data.test_images)}
+The best epoch was chosen on {selector(best.holdout_acc is not None)}. {counted}
 
-{_curves(run)}
+{picture}Every epoch is in `epoch_log.csv`{report}.
 
 ## Use
 
@@ -167,29 +168,22 @@ The weights are under the MIT licence.{source}
 """)
 
 
-def _dataset(identity: dict[str, Any] | None, sessions: list[dict[str, Any]]) -> Dataset:
-    if identity and identity["data"]["sha256"] == CIFAR100_FINGERPRINT:
-        return Dataset(True, "CIFAR-100", 10_000)
-    session = sessions[-1] if sessions else {}
-    return Dataset(False, f"other data ({session.get('data', 'unnamed')})", session.get("test_images"))
-
-
-def _metadata(recipe: Recipe, data: Dataset, best: Epoch, repo_id: str) -> ModelCardData:
+def _metadata(recipe: Recipe, data: str, is_cifar: bool, best: Epoch, repo_id: str) -> ModelCardData:
     task = "image-classification"
-    result: dict[str, Any] = {"task_type": task, "dataset_name": data.name, "dataset_split": "test"}
-    result |= {"dataset_type": "uoft-cs/cifar100" if data.is_cifar else "other", "metric_type": "accuracy"}
-    accuracies = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
+    result: dict[str, Any] = {"task_type": task, "dataset_name": data, "dataset_split": "test"}
+    result |= {"dataset_type": "uoft-cs/cifar100" if is_cifar else "other", "metric_type": "accuracy"}
+    scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
     return ModelCardData(
         license="mit",
         library_name="s8lib",
         pipeline_tag=task,
-        tags=[task, "pytorch", recipe.model] + (["cifar-100"] if data.is_cifar else []),
-        datasets=["uoft-cs/cifar100"] if data.is_cifar else None,
+        tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),
+        datasets=["uoft-cs/cifar100"] if is_cifar else None,
         metrics=["accuracy"],
         model_name=repo_id.rpartition("/")[2],
         eval_results=[
-            EvalResult(**result, metric_name=name, metric_value=round(float(value), 2))
-            for name, value in accuracies.items()
+            EvalResult(**result, metric_name=name, metric_value=round(float(acc), 2))
+            for name, acc in scores.items()
         ],
     )
 
@@ -206,22 +200,6 @@ def _results(best: Epoch, final: Epoch, test_images: int | None) -> str:
     return _table(["", "epoch", "top-1", "95% interval", "top-5", "loss (nats)"], rows)
 
 
-def _counted(test_images: int | None) -> str:
-    if not test_images:
-        return "How many test images there were is not known."
-    return (
-        f"There were {test_images:,} test images. The interval is Wilson's: what another {test_images:,} might "
-        "have given, and not what another seed would."
-    )
-
-
-def _curves(run: RunFolder) -> str:
-    picture = "![Accuracy, loss and learning rate over the epochs](graph.jpg)\n\n"
-    every = "Every epoch is in `epoch_log.csv`"
-    every += ", every figure in `report.json`." if (run.path / "report.json").exists() else "."
-    return (picture if (run.path / "graph.jpg").exists() else "") + every
-
-
 def _settings(recipe: Recipe) -> str:
     rows = []
     for name, value in recipe.to_dict().items():
@@ -232,9 +210,8 @@ def _settings(recipe: Recipe) -> str:
 
 def _machines(sessions: list[dict[str, Any]]) -> str:
     """A line for each change of the machine or its software; a session without one was just a resume."""
-    named = [(_machine(session), session.get("from_epoch", 1)) for session in sessions]
-    groups = itertools.groupby(named, key=lambda one: one[0])
-    return "\n".join(f"- from epoch {next(group)[1]}: {machine}" for machine, group in groups)
+    groups = itertools.groupby(sessions, key=_machine)
+    return "\n".join(f"- from epoch {next(group).get('from_epoch', 1)}: {machine}" for machine, group in groups)
 
 
 def _machine(session: dict[str, Any]) -> str:

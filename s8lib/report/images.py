@@ -104,9 +104,7 @@ def guesses(
         percents = [f"{100 * guess.probability:.0f}%" for guess in answer]
         ax.bar_label(shown, percents, padding=3, color=FAINT, fontsize=8.5)
         ax.set_yticks(range(len(answer)), [in_words(guess.name) for guess in answer], color=INK)
-        ax.set_ylim(len(answer) - 0.5, -0.5)
-        ax.set_xlim(0, 1)
-        ax.set_xticks([])
+        ax.set(xlim=(0, 1), xticks=[], ylim=(len(answer) - 0.5, -0.5))
         ax.tick_params(length=0)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
     return figure

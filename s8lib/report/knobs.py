@@ -65,8 +65,7 @@ def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) ->
     """The learning rate of the whole recipe, every restart a vertical jump."""
     epochs = moments(recipe)
     ax.plot(epochs, [recipe.at(epoch).lr for epoch in epochs], color=colour, linewidth=width)
-    ax.set_ylabel("learning rate")
-    ax.set_ylim(0, 1.08 * recipe.lr_peak)
+    ax.set(ylabel="learning rate", ylim=(0, 1.08 * recipe.lr_peak))
 
 
 def mark_phases(ax: Axes, recipe: Recipe) -> None:
@@ -108,11 +107,9 @@ def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
     values = [getattr(recipe.at(epoch), name) for epoch in epochs]
     if isinstance(values[0], str):
         order = sorted(set(values), key=values.index, reverse=True)
-        ax.set_yticks(range(len(order)), order)
-        ax.set_ylim(-0.6, len(order) - 0.4)
+        ax.set(yticks=range(len(order)), yticklabels=order, ylim=(-0.6, len(order) - 0.4))
         values = [order.index(value) for value in values]
     else:
-        ax.set_ylim(0, 1.4 * max(values) or 1)
-        ax.set_yticks(sorted({0, *values}))
+        ax.set(ylim=(0, 1.4 * max(values) or 1), yticks=sorted({0, *values}))
     ax.plot(epochs, values, color=BLUE, linewidth=1.8, clip_on=False, zorder=3)  # a 0 lies on the border
     ax.set_ylabel(LABELS.get(name, name))

@@ -27,9 +27,8 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     shares = _confusion(evaluation)
     n = len(shares)
     figure = Figure(height=8.3, layout="constrained")
-    figure.head(
-        f"{evaluation.metrics.superclass_top1:.1f}% of the test images get a class of the right superclass"
-    )
+    right = evaluation.metrics.superclass_top1
+    figure.head(f"{right:.1f}% of the test images get a class of the right superclass")
     ax = figure.subplots()
     ax.set_facecolor(GRID)  # a row without images
     # The square root shows a confusion of 3% beside a diagonal of 90%.
@@ -42,19 +41,15 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
     ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
     ax.tick_params(length=0)
-    ax.set_xlabel("predicted superclass (% of the true one's images)")
-    ax.set_ylabel("true superclass")
+    ax.set(xlabel="predicted superclass (% of the true one's images)", ylabel="true superclass")
     return figure
 
 
 def _confusion(evaluation: Evaluation) -> Tensor:
-    """[20, 20] float64: row true, column predicted, percent of the row; nan for a superclass without images.
-
-    A prediction of a class without a superclass, one that the data has no image of, is left out.
-    """
+    """[20, 20] float64: row true, column predicted, percent of the row; nan for a superclass without images."""
     n = len(evaluation.superclasses)
     predicted = evaluation.superclass_of[evaluation.predicted]
-    known = predicted >= 0
+    known = predicted >= 0  # not a class that the data has no image of
     pairs = n * evaluation.split.coarse_labels[known] + predicted[known]
     counts = pairs.bincount(minlength=n * n).view(n, n).double()
     return 100 * counts / counts.sum(1, keepdim=True)
@@ -75,9 +70,7 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     counts = evaluation.split.labels.bincount(minlength=len(top1)).tolist()
     names = [f"{textwrap.fill(in_words(evaluation.classes[c]), 14)}\nn = {counts[c]}" for c in worst]
     ax.set_yticks(range(len(worst)), names)
-    ax.set_ylim(len(worst) - 0.5, -0.5)
-    ax.set_xlim(0, 100)
-    ax.set_xlabel("top-1 of the class's n test images (%)")
+    ax.set(xlim=(0, 100), ylim=(len(worst) - 0.5, -0.5), xlabel="top-1 of the class's n test images (%)")
     mean = evaluation.metrics.top1
     ax.axvline(mean, color=INK, linewidth=1.2, linestyle="--", zorder=0.5)
     side_of_line = "right" if mean > 75 else "center"  # the next heading is near
@@ -145,21 +138,16 @@ def reliability(evaluation: Evaluation) -> Figure:
     for ax in (diagram, sizes):
         plain(ax)
     diagram.bar(middles, accuracy, width, color=BLUE, edgecolor="white", alpha=0.6, label="accuracy of the bin")
-    diagram.bar(
-        middles, sure - accuracy, 0.5 * width, accuracy, color="#FFFFFFB0", edgecolor=RED, hatch="///",
-        label="gap to its mean confidence",
-    )  # fmt: skip
+    hatched = {"color": "#FFFFFFB0", "edgecolor": RED, "hatch": "///", "label": "gap to its mean confidence"}
+    diagram.bar(middles, sure - accuracy, 0.5 * width, accuracy, **hatched)
     diagram.plot([0, 100], [0, 100], "--", color=INK, linewidth=1.2, label="perfectly calibrated")
     diagram.legend(loc="upper left", framealpha=1)
-    diagram.set_ylabel("accuracy (%)")
-    diagram.set_ylim(0, 100)
+    diagram.set(ylabel="accuracy (%)", ylim=(0, 100))
     sizes.bar(middles, images[filled].numpy(), width, color=FAINT, edgecolor="white")
     sizes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     sizes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    sizes.set_ylabel("test images")
-    sizes.set_xlabel(f"confidence: probability of the predicted class (%), {BINS} bins")
+    sizes.set(xlabel=f"confidence: probability of the predicted class (%), {BINS} bins", ylabel="test images")
     sizes.set_xlim(0, 100)
-    sizes.set_title(
-        f"mean confidence {100 * float(confidence.mean()):.1f}%, accuracy {metrics.top1:.1f}%", size=10, loc="left"
-    )
+    mean = 100 * float(confidence.mean())
+    sizes.set_title(f"mean confidence {mean:.1f}%, accuracy {metrics.top1:.1f}%", size=10, loc="left")
     return figure

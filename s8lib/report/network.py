@@ -7,9 +7,8 @@ import copy
 import io
 import itertools
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.patches import Rectangle
@@ -26,8 +25,7 @@ class MissingPackage(ImportError):
     """A package that only this part of the report needs is not installed; the message says how to get it."""
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A row of the table: `path` is the module's in the network, the rest is torchsummary's."""
 
     path: str
@@ -112,9 +110,10 @@ def _blocks(rows: list[Layer]) -> list[Block]:
 
 def _columns(blocks: list[Block], count: int) -> list[list[Block]]:
     """`blocks` in `count` columns, none split, the longest as short as that allows."""
-    for height in itertools.count(max(len(block) + 1 for _, block in blocks)):
-        columns: list[list[Block]] = [[]]
-        room = height
+    height = 0
+    while True:
+        columns: list[list[Block]] = []
+        height, room = height + 1, 0
         for name, block in blocks:
             if len(block) + 1 > room:
                 columns.append([])
@@ -123,7 +122,6 @@ def _columns(blocks: list[Block], count: int) -> list[list[Block]]:
             room -= len(block) + 1
         if len(columns) <= count:
             return columns + [[]] * (count - len(columns))
-    raise AssertionError("unreachable")
 
 
 def _draw(title: str, columns: list[list[Block]], rows: int, totals: list[str]) -> Figure:
@@ -131,8 +129,7 @@ def _draw(title: str, columns: list[list[Block]], rows: int, totals: list[str]) 
     figure = Figure(WIDTH, TITLE + ROW * (rows + half + bool(totals)) + MARGIN)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    ax.set_xlim(0, WIDTH)
-    ax.set_ylim(figure.get_figheight(), 0)  # inches from the top
+    ax.set(xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))  # inches from the top
     ax.text(MARGIN, 0.2, title, fontsize=12, weight="bold", color=INK, va="center")
     width = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
     shade = itertools.cycle(PHASES)

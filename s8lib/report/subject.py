@@ -59,7 +59,8 @@ def numbers(of: Subject) -> dict[str, Any]:
     log = of.log
     with torch.device("meta"):  # counted, not drawn: weights would take time and random numbers
         model = build_model(of.recipe.model)
-    numbers = {
+    again = _measured_before(of) if of.given is None else _metrics(of.evaluation)
+    return {
         "format": FORMAT,
         "recipe": of.recipe.to_dict(),
         "model": {"name": model.name, "parameters": sum(p.numel() for p in model.parameters())},
@@ -70,9 +71,8 @@ def numbers(of: Subject) -> dict[str, Any]:
         "best_chosen_on": selector(log.best.holdout_acc is not None),
         "minutes": log.minutes,
         "images_per_s": statistics.median(row.images_per_s for row in log),
+        **({"best_measured_again": again} if again else {}),
     }
-    measured = _metrics(of.evaluation) if of.given else _measured_before(of)
-    return numbers | ({"best_measured_again": measured} if measured else {})
 
 
 def _metrics(measured: Evaluation) -> dict[str, Any]:

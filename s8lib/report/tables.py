@@ -7,7 +7,7 @@ from pathlib import Path
 from s8lib.models.networks import Network, load_model
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import Epoch, EpochLog, selector
+from s8lib.run.log import EpochLog, selector
 
 
 def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
@@ -16,7 +16,8 @@ def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
     Raises:
         RunError: if it holds no finished epoch, or is damaged.
     """
-    return run.recipe(), run.log(), load_model(run.best_weights()[1])
+    log, (_, weights) = run.log(), run.best_weights()
+    return run.recipe(), log, load_model(weights)
 
 
 def epoch_table(log: EpochLog, last: int | None = None) -> str:
@@ -44,23 +45,20 @@ def overview(run: RunFolder) -> str:
     recipe, log, model = read(run)
     manifest, sessions = run.manifest(), run.sessions()
     newest, best = max(manifest["checkpoints"].values(), key=lambda entry: entry["epoch"]), manifest["best"]
+    scores = "epoch {0.epoch}: {0.test_acc:.2f}% top-1, {0.test_top5:.2f}% top-5 on the test set".format
     rows = {
         "run": run.path.name,
         "network": f"{recipe.model}, {sum(weights.numel() for weights in model.parameters()):,} parameters",
         "recipe": f"{recipe.name}, seed {recipe.seed}",
         "data": sessions[-1].get("data", "unnamed") if sessions else "unnamed",
         "epochs": f"{len(log)} of {recipe.epochs}, in {log.minutes:.1f} minutes",
-        "best": _scores(log.best),
+        "best": scores(log.best),
         "chosen on": selector(log.best.holdout_acc is not None),
-        "final": _scores(log[-1]),
+        "final": scores(log[-1]),
         "weights": f"of epoch {best['epoch']}, {size(best['bytes'])}, sha256 {best['sha256'][:16]}...",
         "checkpoint": f"of epoch {newest['epoch']}, {size(newest['bytes'])}",
     }
     return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
-
-
-def _scores(row: Epoch) -> str:
-    return f"epoch {row.epoch}: {row.test_acc:.2f}% top-1, {row.test_top5:.2f}% top-5 on the test set"
 
 
 def size(count: int) -> str:

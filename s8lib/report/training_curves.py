@@ -27,13 +27,12 @@ def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure
     Epochs run to the recipe's end, so a run that is under way shows how far it has come.
     """
     figure = Figure(height=7.6, layout="constrained")
-    plot = CurvesPlot(figure.subplots(3, sharex=True, height_ratios=HEIGHTS), recipe, target, _held_out(log))
+    CurvesPlot(figure.subplots(3, sharex=True, height_ratios=HEIGHTS), recipe, log, target)
     figure.head(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
-    plot.show(log)
     batches = "augmented, mixed-up batches" if any(recipe.mixup_alpha) else "augmented batches"
     explanation = (
         f"Train is measured on {batches} while the network changes: not comparable with test.\n"
-        f"The best epoch is chosen on {selector(_held_out(log))}."
+        f"The best epoch is chosen on {selector(log[0].holdout_acc is not None)}."
     )
     figure.supxlabel(explanation, fontsize=8.5, color=FAINT)
     return figure
@@ -69,21 +68,16 @@ class LiveCurves:
 
 
 class CurvesPlot:
-    """The curves on three axes, top to bottom; `show` moves them to another log without building them anew."""
+    """The curves of `log` on three axes, top to bottom; `show` moves them to another one, within these limits."""
 
-    def __init__(
-        self, axes: Sequence[Axes], recipe: Recipe, target: float | None = None, held_out: bool = False
-    ) -> None:
+    def __init__(self, axes: Sequence[Axes], recipe: Recipe, log: EpochLog, target: float | None = None) -> None:
         accuracy, self._loss, lr = axes
         self._recipe = recipe
         for ax in axes:
             mark_phases(ax, recipe)
         name_phases(accuracy, recipe)
-        accuracy.set_ylabel("accuracy (%)")
-        accuracy.set_ylim(0, 100)
-        accuracy.set_yticks(range(0, 101, 20))
-        self._loss.set_ylabel("loss (nats)")
-        self._loss.set_ylim(0, LOSS_TOP)
+        accuracy.set(ylabel="accuracy (%)", ylim=(0, 100), yticks=range(0, 101, 20))
+        self._loss.set(ylabel="loss (nats)", ylim=(0, LOSS_TOP))
         plot_lr(lr, recipe, PLANNED, 1.4)
         lr.set_xlabel("epoch")
         if target is not None:
@@ -105,14 +99,15 @@ class CurvesPlot:
                 ("test_loss", self._loss, "-", BLUE),
             )
         }
-        self._moments = moments(recipe)
         (self._lr,) = lr.plot([], [], color=INK, linewidth=2)
         (self._drop,) = accuracy.plot([], [], color=RED, linewidth=1.2)
         (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
         self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
-        shown = {"test": "test_acc", "train": "train_acc"} | ({"held-out": "holdout_acc"} if held_out else {})
+        shown = {"test": "test_acc", "train": "train_acc"}
+        shown |= {} if log[0].holdout_acc is None else {"held-out": "holdout_acc"}
         lines = [self._lines[name] for name in shown.values()]
         self._loss.legend(lines, shown, loc="upper right", ncols=len(shown), framealpha=1)
+        self.show(log)
 
     @property
     def moving(self) -> list[Artist]:
@@ -126,20 +121,14 @@ class CurvesPlot:
             values = [getattr(row, name) for row in log]
             if None not in values:
                 line.set_data(epochs, values)
-        passed = [moment for moment in self._moments if moment < epochs[-1]]
+        passed = [moment for moment in moments(self._recipe) if moment < epochs[-1]]
         self._lr.set_data(passed, [self._recipe.at(moment).lr for moment in passed])
         highest = max(max(row.train_loss, row.test_loss) for row in log)
         self._loss.set_ylim(0, max(self._loss.get_ylim()[1], 1.05 * highest))
         best = log.best
         self._drop.set_data([best.epoch] * 2, [0, best.test_acc])
         self._star.set_data([best.epoch], [best.test_acc])
-        on_the_left = best.epoch > self._recipe.epochs / 2
+        side = "right" if best.epoch > self._recipe.epochs / 2 else "left"
         lines = {"best": best} if best is log[-1] else {"best": best, "last": log[-1]}
         told = [f"  {what}: {row.test_acc:.2f}% in epoch {row.epoch}  " for what, row in lines.items()]
-        self._label.set_text("\n".join(told))
-        self._label.set_x(best.epoch)
-        self._label.set_horizontalalignment("right" if on_the_left else "left")
-
-
-def _held_out(log: EpochLog) -> bool:
-    return log[0].holdout_acc is not None
+        self._label.set(text="\n".join(told), x=best.epoch, horizontalalignment=side)
