@@ -27,7 +27,6 @@ from s8lib.presets import PRESETS
 from s8lib.publish.publisher import UPLOAD_LIMIT, HubError, HubPublisher
 from s8lib.recipe import Recipe, RecipeError
 from s8lib.run.folder import RunError, RunFolder
-from s8lib.run.log import EpochLog
 from s8lib.trainer import NonFiniteLoss, train
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -93,11 +92,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     source: str | Path = options.model
     if options.run:
         run = RunFolder(options.run)
-        best = run.best_weights()
-        if best is None:
-            raise RunError(f"{options.run} holds no finished epoch: train there first")
-        epoch, source = best
-        print(f"{options.run}: {EpochLog.read(run.path / 'epoch_log.csv').summary()}")
+        run.refuse_other_data(data)
+        epoch, source = run.best_weights()
+        print(f"{options.run}: {run.log().summary()}")
         print(f"measuring the best weights, epoch {epoch}")
     model = load_model(source)
     metrics = evaluate(model, data.test, pick_device(options.device), options.precision)
@@ -125,17 +122,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def _data_at_hand(run: RunFolder) -> Cifar100 | None:
     """What the run was trained on, if that can be had without being named and without a download."""
-    from s8lib.report import was_trained_on
-
     try:
         data = load_cifar100(download=False)
-        if was_trained_on(run, data):
-            return data
-        reason = f"the run was trained on other data than {data.source}"
-    except DataError as error:
-        reason = str(error)
-    print(f"without --data nothing is measured and no images are shown: {reason}")
-    return None
+        run.refuse_other_data(data)
+    except (DataError, RunError) as error:
+        print(f"without --data nothing is measured and no images are shown: {error}")
+        return None
+    return data
 
 
 def _publish(options: argparse.Namespace) -> None:

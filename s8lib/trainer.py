@@ -68,8 +68,7 @@ def train(
 
     A resumed run equals the uninterrupted one bit for bit where the arithmetic is the same: kind of device,
     precision, threads, the CPU's instructions, torch and the number of ranks; on a GPU with `deterministic`.
-    Threads
-    and precision of the save are taken up where this machine has them; what else differs is said in a line.
+    The save's threads and precision are taken up where this machine has them; what else differs is said in a line.
     Under `torchrun` every rank calls this; the recipe's batch is shared among them and rank 0 writes.
 
     Args:

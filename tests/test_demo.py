@@ -277,9 +277,7 @@ def test_a_space_holds_the_folder_and_is_renewed_when_it_is_there(hub: LocalHub,
     assert (once["app.py"].content, twice["app.py"].content) == (b"once", b"twice")
     space = tmp_path / "space"
     assert set(twice) == {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file()}
-    assert {"app.py", "requirements.txt", "README.md", "s8lib/publish/demo.py", "s8lib/report/__init__.py"} <= set(
-        twice
-    )
+    assert {"app.py", "requirements.txt", "README.md", "s8lib/publish/demo.py"} <= set(twice)
     assert not any("__pycache__" in name for name in twice)
 
 

@@ -15,6 +15,7 @@ from s8lib import report
 from s8lib.data import augment
 from s8lib.inference import prepare
 from tests.runs import RECIPE, small_model
+from tests.test_report import made_up_log
 
 
 def texts(figure: Figure) -> list[str]:
@@ -166,12 +167,13 @@ def test_live_curves_renew_one_picture_and_always_show_the_last_epoch(monkeypatc
         shown.append(("shown", epochs_in(figure)))
         return Handle()
 
-    monkeypatch.setattr("s8lib.report.live.in_notebook", lambda: True)
     monkeypatch.setattr("IPython.display.display", display)
-    watch, log = report.LiveCurves(RECIPE), s8.EpochLog()
+    watch, log = report.LiveCurves(RECIPE), made_up_log(RECIPE)
+    watch(log)
+    assert not shown, "this is no notebook"
+    monkeypatch.setattr("s8lib.report.training_curves.in_notebook", lambda: True)
     for epoch in range(1, RECIPE.epochs + 1):
-        log.append(s8.Epoch(epoch, 1, 0.1, 0.3, 0.2, "full", 3.0, 20.0, 3.0, 20.0, 50.0, 20.0, 1000.0, 1.0))
-        watch(log)
+        watch(s8.EpochLog(log.rows[:epoch]))
     assert shown[-1] == ("renewed", RECIPE.epochs)
     assert len(shown) == 2, "these epochs are far shorter than a picture, so those between are passed over"
 

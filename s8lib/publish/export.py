@@ -1,21 +1,18 @@
 """The network for people without s8lib: an ONNX file, and a program of `torch.export`.
 
 Both take uint8 pixels [N, 3, 32, 32] and give logits [N, classes], for any N. The normalisation is inside: nobody
-can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused by their type. Neither file tells
-of the machine it was made on: what torch notes of source files and their paths is left out.
+can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused by their type.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,21 +22,6 @@ from s8lib.run.save import replacing
 OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it
 BATCHES = (1, 2, 7)  # sizes to verify with; the graphs are traced at 2
-
-
-# For the model card. These steps are `predict.PREPARATION`, but for transparent pictures.
-PIXELS = """
-### Without s8lib
-
-```python
-import numpy as np
-from PIL import Image, ImageOps
-
-photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
-photo = ImageOps.fit(photo, (32, 32), Image.Resampling.BICUBIC)
-images = np.array(photo).transpose(2, 0, 1)[None]  # uint8 [1, 3, 32, 32]; any number of images will do
-```
-"""
 ONNX, TORCH = "ONNX", "torch.export"
 CALLS = {
     ONNX: """import onnxruntime
@@ -72,6 +54,21 @@ class Export:
     max_abs_difference: float | None
     opset: int | None = None  # of ONNX only
 
+    def how_to_run(self) -> str:
+        """Markdown for the model card: what the file is, and the lines that take `images` to `logits`."""
+        opset = f", opset {self.opset}" if self.opset else ""
+        made = ", ".join(f"{package} {version}" for package, version in self.versions.items())
+        checked = "Not verified: ONNX Runtime was not installed."
+        if self.verified_with:
+            difference = self.max_abs_difference
+            close = f"are within {difference:.1e} of" if difference else "equal"
+            checked = f"Its logits, by {self.verified_with}, {close} the network's."
+        return (
+            f"\n`{self.path.name}` is {self.format}{opset}, made with {made}. {checked}\n\n"
+            f"```python\n{CALLS[self.format].format(file=self.path.name)}\n```\n"
+            + (TRUST if self.format == TORCH else "")
+        )
+
 
 def export_onnx(model: nn.Module, path: str | Path) -> Export:
     """Write `model` as ONNX, in one file: input `images`, output `logits`. Needs the extra `export`.
@@ -88,7 +85,9 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
 
     network, path = _from_pixels(model), Path(path)
     versions = {"torch": torch.__version__, "onnx": onnx.__version__}
-    with replacing(path) as partial, _without_warnings():
+    verifier = difference = None
+    # Torch warns of its own internals; what comes of it is verified.
+    with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             _program(network),
             f=partial,
@@ -99,17 +98,15 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
             external_data=False,
             verbose=False,
         )
-        if importlib.util.find_spec("onnxruntime") is None:
-            return Export(path, ONNX, versions, None, None, OPSET)
-        import onnxruntime
+        if importlib.util.find_spec("onnxruntime"):
+            import onnxruntime
 
-        session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
-
-        def run(images: Tensor) -> Tensor:
-            return torch.from_numpy(np.asarray(session.run(None, {"images": images.numpy()})[0]))
-
-        verifier = f"onnxruntime {onnxruntime.__version__}"
-        return Export(path, ONNX, versions, verifier, _verify(run, network, path), OPSET)
+            verifier = f"onnxruntime {onnxruntime.__version__}"
+            session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
+            difference = _verify(
+                lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), network, path
+            )
+    return Export(path, ONNX, versions, verifier, difference, OPSET)
 
 
 def export_program(model: nn.Module, path: str | Path) -> Export:
@@ -123,32 +120,13 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
         ExportError: the file does not compute what `model` does.
     """
     network, path = _from_pixels(model), Path(path)
-    with replacing(path) as partial, _without_warnings():
+    with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         with open(partial, "wb") as file:
             torch.export.save(_program(network), file)
         with open(partial, "rb") as file:
             loaded = torch.export.load(file).module()
         difference = _verify(loaded, network, path)
     return Export(path, TORCH, {"torch": torch.__version__}, f"torch {torch.__version__}", difference)
-
-
-def how_to_run(exports: Sequence[Export]) -> str:
-    """Markdown: what the files are, and how to use them."""
-    parts = [PIXELS] if exports else []
-    for export in exports:
-        opset = f", opset {export.opset}" if export.opset else ""
-        made = ", ".join(f"{package} {version}" for package, version in export.versions.items())
-        checked = "Not verified: ONNX Runtime was not installed."
-        if export.verified_with:
-            difference = export.max_abs_difference
-            close = f"are within {difference:.1e} of" if difference else "equal"
-            checked = f"Its logits, by {export.verified_with}, {close} the network's."
-        code = CALLS[export.format].format(file=export.path.name)
-        parts.append(
-            f"\n`{export.path.name}` is {export.format}{opset}, made with {made}. {checked}\n\n"
-            f"```python\n{code}\n```\n{TRUST if export.format == TORCH else ''}"
-        )
-    return "".join(parts)
 
 
 class FromPixels(nn.Module):
@@ -164,8 +142,7 @@ class FromPixels(nn.Module):
 
 def _from_pixels(model: nn.Module) -> FromPixels:
     """A copy of `model` in eval mode, in float32 on the CPU, laid out as torch's archives want it."""
-    copied = copy.deepcopy(model).cpu().float()
-    return FromPixels(copied).to(memory_format=torch.contiguous_format).eval()
+    return FromPixels(copy.deepcopy(model)).cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 
 def _program(network: FromPixels) -> torch.export.ExportedProgram:
@@ -176,14 +153,6 @@ def _program(network: FromPixels) -> torch.export.ExportedProgram:
     return program
 
 
-@contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Exporting, torch warns of its own internals. What comes of it is verified, so nobody needs to judge them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _pixels(n: int) -> Tensor:
     generator = torch.Generator().manual_seed(n)
     return torch.randint(256, (n, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
@@ -192,10 +161,8 @@ def _pixels(n: int) -> Tensor:
 @torch.inference_mode()
 def _verify(run: Callable[[Tensor], Tensor], network: FromPixels, path: Path) -> float:
     """The largest difference between the logits of `run` and of `network`."""
-    batches = [_pixels(n) for n in BATCHES]
-    expected = torch.cat([network(images) for images in batches])
-    difference = float((torch.cat([run(images) for images in batches]) - expected).abs().max())
-    largest = float(expected.abs().max())
+    expected, found = (torch.cat([given(_pixels(n)) for n in BATCHES]) for given in (network, run))
+    difference, largest = float((found - expected).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * max(largest, 1):  # so that NaN fails
         raise ExportError(
             f"{path} was not written: its logits differ from the model's, which are up to {largest:.3g}, by up to "

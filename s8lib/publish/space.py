@@ -25,16 +25,9 @@ if __name__ == "__main__":
     demo.launch()
 '''
 
-# Of s8lib's own requirements, those that its demo imports; the Space brings gradio. Free Spaces have no GPU, and
-# torch without CUDA is much smaller.
-REQUIREMENTS = """--extra-index-url https://download.pytorch.org/whl/cpu
-torch>=2.11
-numpy>=1.26
-huggingface_hub[torch]>=1.27,<3
-pillow>=10.1
-filelock>=3.13
-tqdm>=4.66
-"""
+# Of s8lib's own requirements, those that its demo never imports; the Space brings gradio.
+NOT_NEEDED = ("torchvision", "pyarrow", "matplotlib", "torchsummary", "imageio-ffmpeg")
+CPU_BUILDS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # free Spaces have no GPU; much smaller
 
 REFUSALS = {
     401: f"the Hub does not accept this token: make one with write access at {TOKENS_PAGE}",
@@ -50,12 +43,13 @@ def write_space(folder: str | Path, repo_id: str) -> Path:
     """Write a Space that shows the network in `repo_id`: app, requirements, metadata, and s8lib itself.
 
     Raises:
-        ImportError: without gradio, whose version the Space is pinned to.
+        ImportError: gradio or s8lib is not installed; the Space takes over the version and the requirements.
     """
     try:
-        gradio_version = importlib.metadata.version("gradio")
+        gradio_version, required = importlib.metadata.version("gradio"), importlib.metadata.requires("s8lib")
     except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError("the demo needs gradio: pip install gradio") from error
+        raise ImportError(f"a Space needs {error.name}, which is not installed here: install it") from error
+    needed = [one for one in required or () if "extra ==" not in one and not one.startswith(NOT_NEEDED)]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card = SpaceCardData(
@@ -70,7 +64,7 @@ def write_space(folder: str | Path, repo_id: str) -> Path:
     text = f"Drop an image, and see what [{repo_id}](https://huggingface.co/{repo_id}) takes it for.\n"
     SpaceCard(f"---\n{card.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
     (folder / "app.py").write_text(APP.format(repo_id=repo_id), encoding="utf-8")
-    (folder / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join([CPU_BUILDS, *needed, ""]), encoding="utf-8")
     source, target = Path(__file__).parents[1], folder / "s8lib"
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     return folder

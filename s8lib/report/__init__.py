@@ -1,46 +1,149 @@
-"""What a run looks like: tables, pictures, the video and the model card, made from what the run left on disk."""
+"""What a run looks like: tables, pictures, the film and the model card, made from what the run left on disk.
 
-from s8lib.report.architecture import architecture
-from s8lib.report.card import make_card
-from s8lib.report.curves import curves
-from s8lib.report.evaluation import Evaluation, evaluation
-from s8lib.report.guesses import guesses
-from s8lib.report.live import LiveCurves
-from s8lib.report.mistakes import confident_mistakes, reliability, superclass_confusion, worst_classes
-from s8lib.report.reference import reference_runs
-from s8lib.report.samples import sample_grid
-from s8lib.report.schedule import schedule, schedule_table
-from s8lib.report.style import save
-from s8lib.report.summary import MissingPackage, summary
-from s8lib.report.tables import contents, epoch_table, overview
-from s8lib.report.video import video
-from s8lib.report.write import read, was_trained_on, write, write_log
+`ARTIFACTS` below is the one list of the files. A new picture is a function in a file of its own and a row there.
+Every name that is imported `as` itself is public; for a picture that is the import which its row needs.
+"""
 
-__all__ = [
-    "Evaluation",
-    "LiveCurves",
-    "MissingPackage",
-    "architecture",
-    "confident_mistakes",
-    "contents",
-    "curves",
-    "epoch_table",
-    "evaluation",
-    "guesses",
-    "make_card",
-    "overview",
-    "read",
-    "reference_runs",
-    "reliability",
-    "sample_grid",
-    "save",
-    "schedule",
-    "schedule_table",
-    "summary",
-    "superclass_confusion",
-    "video",
-    "was_trained_on",
-    "worst_classes",
-    "write",
-    "write_log",
-]
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from s8lib.data.cifar100 import Cifar100
+from s8lib.report.answers import Evaluation as Evaluation
+from s8lib.report.answers import evaluation as evaluation
+from s8lib.report.card import make_card as make_card
+from s8lib.report.figures import Figure
+from s8lib.report.figures import save as save
+from s8lib.report.film import video as video
+from s8lib.report.images import guesses as guesses
+from s8lib.report.images import sample_grid as sample_grid
+from s8lib.report.knobs import schedule as schedule
+from s8lib.report.knobs import schedule_table as schedule_table
+from s8lib.report.mistakes import confident_mistakes as confident_mistakes
+from s8lib.report.mistakes import reliability as reliability
+from s8lib.report.mistakes import superclass_confusion as superclass_confusion
+from s8lib.report.mistakes import worst_classes as worst_classes
+from s8lib.report.network import MissingPackage as MissingPackage
+from s8lib.report.network import architecture as architecture
+from s8lib.report.network import layer_figure as layer_figure
+from s8lib.report.network import summary as summary
+from s8lib.report.subject import NoData, Subject, numbers
+from s8lib.report.tables import epoch_table as epoch_table
+from s8lib.report.tables import overview as overview
+from s8lib.report.tables import read as read
+from s8lib.report.tables import reference_runs as reference_runs
+from s8lib.report.tables import size
+from s8lib.report.training_curves import LiveCurves as LiveCurves
+from s8lib.report.training_curves import curves as curves
+from s8lib.run.folder import RunFolder
+from s8lib.run.log import EpochLog
+
+FILM = "epoch_log.mov"
+
+
+class Artifact(NamedTuple):
+    """A file of a run's folder: what it is, and how it is made, unless training or exporting leaves it."""
+
+    what: str
+    make: Callable[[Subject], Figure | dict[str, Any] | Path] | None = None
+
+
+ARTIFACTS = {
+    "checkpoints": Artifact("what a resume needs, the newest epochs"),
+    "best": Artifact("the best weights: config.json + model.safetensors, for from_pretrained"),
+    "recipe.json": Artifact("every setting of the training"),
+    "environment.json": Artifact("the machines it ran on"),
+    "manifest.json": Artifact("names, sizes and sha256 of what is complete"),
+    "epoch_log.csv": Artifact("the log, one row an epoch"),
+    FILM: Artifact("the log as a video", lambda of: video(of.log, of.recipe, of.run.path / FILM)),
+    "graph.jpg": Artifact("accuracy, loss and learning rate", lambda of: curves(of.log, of.recipe, of.target)),
+    "schedule.png": Artifact("the schedule", lambda of: schedule(of.recipe)),
+    "samples.png": Artifact("training images, augmented", lambda of: sample_grid(of.data, of.recipe)),
+    "param_1.png": Artifact("the network's layers, first half", lambda of: layer_figure(of.model, 1)),
+    "param_2.png": Artifact("the network's layers, second half", lambda of: layer_figure(of.model, 2)),
+    "confusion.png": Artifact(
+        "which superclass is taken for which", lambda of: superclass_confusion(of.evaluation)
+    ),
+    "worst_classes.png": Artifact("the classes it knows least", lambda of: worst_classes(of.evaluation)),
+    "mistakes.png": Artifact("its most confident mistakes", lambda of: confident_mistakes(of.evaluation)),
+    "reliability.png": Artifact("whether its confidence can be trusted", lambda of: reliability(of.evaluation)),
+    "report.json": Artifact("every number", numbers),
+    "model.onnx": Artifact("the best weights as ONNX"),
+    "model.pt2": Artifact("the best weights as a torch.export program"),
+}
+
+
+def write(
+    run: RunFolder | str | Path,
+    data: Cifar100 | None = None,
+    *,
+    target: float | None = None,
+    film: bool = True,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    say: Callable[[str], None] = print,
+) -> dict[str, Path]:
+    """Write every artifact that can be made into `run`; the path of each by its name.
+
+    Without `data` nothing is measured, and no images are shown. What needs a package that is not installed is left
+    out and told.
+
+    Args:
+        data: what the run was trained on; its best weights are measured anew on the test set.
+        target: a test accuracy in percent, drawn as a line.
+        film: make epoch_log.mov, which takes some tenths of a second an epoch.
+    Raises:
+        RunError: if `run` holds no finished epoch, is damaged, or was trained on other data.
+    """
+    run = RunFolder(run) if isinstance(run, str | Path) else run
+    run.best_weights()  # raises, if it cannot be used, before anything is written
+    if data is not None:
+        run.refuse_other_data(data)
+    names = [name for name, artifact in ARTIFACTS.items() if artifact.make and name != FILM]
+    of = Subject(run, run.log(), target, data, device, precision)
+    return _make(of, names + [FILM] * film, say)  # the film last: it takes longest, and another program makes it
+
+
+def write_log(run: RunFolder, log: EpochLog, target: float | None = None) -> dict[str, Path]:
+    """Write only what a log is enough for, graph.jpg and report.json; takes about a second.
+
+    What report.json holds of an earlier measurement of the same best epoch stays in it.
+    """
+    return _make(Subject(run, log, target), ("report.json", "graph.jpg"), run.say)
+
+
+def _make(of: Subject, names: Iterable[str], say: Callable[[str], None]) -> dict[str, Path]:
+    written = {}
+    for name in names:
+        make, path = ARTIFACTS[name].make, of.run.path / name
+        try:
+            made = make(of) if make else None
+        except NoData:
+            continue
+        except MissingPackage as error:
+            say(f"{name} is left out: {error}")
+            continue
+        if isinstance(made, Figure):
+            save(made, path)
+        elif isinstance(made, dict):
+            of.run.write_json(name, made)
+        written[name] = path
+    return written
+
+
+def contents(run: RunFolder) -> str:
+    """What a run's folder holds, with sizes, a line each."""
+    lines = []
+    for name, artifact in ARTIFACTS.items():
+        path = run.path / name
+        if not path.exists():
+            continue
+        files = sorted(path.glob("*")) if path.is_dir() else [path]
+        lines.append(f"{name:<18} {size(sum(file.stat().st_size for file in files)):>9}   {artifact.what}")
+        if name == "checkpoints":
+            lines += [f"  {file.name:<16} {size(file.stat().st_size):>9}" for file in files]
+    return "\n".join(lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -12,27 +12,123 @@ from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.inference import PREPARATION
 from s8lib.metrics import wilson_interval
-from s8lib.publish.export import Export, how_to_run
 from s8lib.recipe import Recipe
-from s8lib.run.folder import RunError, RunFolder
+from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog, selector
 
+<<<<<<< HEAD
 TEMPLATE = """---
 {metadata}
+=======
+# Cifar100.fingerprint() of the real data
+CIFAR100_FINGERPRINT = "64e4c448bc0b3e04c30e3896dddc7cd8caa2ed1e149fafbed7f88706f8ffad0e"
+
+# These steps are PREPARATION, but for transparent pictures.
+WITHOUT_S8LIB = """
+### Without s8lib
+
+```python
+import numpy as np
+from PIL import Image, ImageOps
+
+photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")
+photo = ImageOps.fit(photo, (32, 32), Image.Resampling.BICUBIC)
+images = np.array(photo).transpose(2, 0, 1)[None]  # uint8 [1, 3, 32, 32]; any number of images will do
+```
+"""
+WRN = """@inproceedings{zagoruyko2016wide,
+  title = {Wide Residual Networks}, author = {Sergey Zagoruyko and Nikos Komodakis},
+  booktitle = {British Machine Vision Conference}, year = {2016}, note = {arXiv:1605.07146}
+}"""
+RESNET = """@inproceedings{he2016deep,
+  title = {Deep Residual Learning for Image Recognition},
+  author = {Kaiming He and Xiangyu Zhang and Shaoqing Ren and Jian Sun},
+  booktitle = {Computer Vision and Pattern Recognition}, year = {2016}, note = {arXiv:1512.03385}
+}"""
+CIFAR = """
+
+@techreport{krizhevsky2009learning,
+  title = {Learning Multiple Layers of Features from Tiny Images}, author = {Alex Krizhevsky},
+  institution = {University of Toronto}, year = {2009}
+}"""
+
+
+class Exported(Protocol):
+    """A file in another format, published beside the weights; `publish.export` makes them."""
+
+    def how_to_run(self) -> str:
+        """Markdown: what it is, and the lines that take `images` to `logits`."""
+
+
+def make_card(
+    run: RunFolder, repo_id: str, log: EpochLog | None = None, exports: Sequence[Exported] = ()
+) -> ModelCard:
+    """The card of a run's best weights; every figure in it is one that the run logged, or follows from those.
+
+    Args:
+        repo_id: "user/name", where they are published.
+        log: by default the run's own.
+        exports: the files of other formats that are published beside the weights.
+    Raises:
+        RunError: the folder holds no finished epoch, or is damaged.
+        RecipeError: its recipe cannot be read.
+    """
+    log = run.log() if log is None else log
+    recipe, sessions = run.recipe(), run.sessions()
+    best, final = log[run.best_weights()[0] - 1], log[-1]
+    identity, session = run.manifest()["identity"], sessions[-1] if sessions else {}
+    is_cifar = identity is not None and identity["data"]["sha256"] == CIFAR100_FINGERPRINT
+    data, test_images = f"other data ({session.get('data', 'unnamed')})", session.get("test_images")
+    network, paper, citation = "WideResNet", "arXiv:1605.07146", WRN
+    if recipe.model == "resnet-42":
+        network, paper, citation = "ResNet42", "arXiv:1512.03385", RESNET
+    trained = f"`{recipe.name}`"
+    if final.epoch < recipe.epochs:
+        trained += f", {final.epoch} of whose {recipe.epochs} epochs are done"
+    has_picture, has_report = ((run.path / name).exists() for name in ("graph.jpg", "report.json"))
+    picture = "![Accuracy, loss and learning rate over the epochs](graph.jpg)\n\n" if has_picture else ""
+    report = ", every figure in `report.json`" if has_report else ""
+    warning = classes = people = source = ""
+    if is_cifar:
+        data, test_images, citation = "CIFAR-100", 10_000, citation + CIFAR
+        classes = (
+            f"\n<details><summary>The {len(CLASSES)} classes, in the order of the outputs</summary>\n\n"
+            f"{', '.join(CLASSES)}\n\n</details>\n"
+        )
+        people = (
+            "\n- Its classes of people (baby, boy, girl, man, woman) are labels of tiny pictures: no means to "
+            "judge anyone."
+        )
+        source = (
+            " Data: [CIFAR-100](https://huggingface.co/datasets/uoft-cs/cifar100), of the University of Toronto, "
+            "whose terms are its own."
+        )
+    else:
+        warning = (
+            f"**This is not a CIFAR-100 network.** It was trained and tested on {data}, so its figures say "
+            "nothing about CIFAR-100.\n\n"
+        )
+    counted = "How many test images there were is not known."
+    if test_images:
+        counted = f"There were {test_images:,} test images. The interval is Wilson's: what another {test_images:,}"
+        counted += " might have given, and not what another seed would."
+    return ModelCard(f"""---
+{_metadata(recipe, data, is_cifar, best, repo_id).to_yaml().strip()}
+>>>>>>> report
 ---
 
-# {model} on {data}
+# {recipe.model} on {data}
 
-{warning}An image classifier: `{model}` ({paper}), trained with s8lib by the recipe `{recipe}`{progress}.
+{warning}An image classifier: `{recipe.model}` ({paper}), trained with s8lib by the recipe {trained}.
 **{best.test_acc:.2f}% top-1** and {best.test_top5:.2f}% top-5 on the test set.
 
 ## Results
 
-{results}
+{_results(best, final, test_images)}
 
-The best epoch was chosen on {selector}. {counted}
+The best epoch was chosen on {selector(best.holdout_acc is not None)}. {counted}
 
-{curves}
+{picture}Every epoch is in `epoch_log.csv`{report}.
 
 ## Use
 
@@ -45,163 +141,54 @@ print(s8.predict(model, "photo.jpg"))  # the five likeliest classes with their p
 `revision="..."`, a commit, pins the weights; `map_location="cuda"` puts them on a GPU. They come from
 `model.safetensors` and load strictly: every tensor has to be there and to fit. No pickle is opened on the way. The
 checkpoint under `checkpoints/` is for going on with training only.
-{exports}
+{WITHOUT_S8LIB if exports else ""}{"".join(export.how_to_run() for export in exports)}
 ### Images
 
-A picture of any size is {preparation}.
-Pixels, divided by 255, are then normalised with mean {mean} and standard deviation {std} per channel.
+A picture of any size is {PREPARATION}.
+Pixels, divided by 255, are then normalised with mean {MEAN} and standard deviation {STD} per channel.
 {classes}
 ## Training
 
-{settings}
+{_settings(recipe)}
 
 `recipe.json` holds all of it, for `python -m s8lib train --recipe recipe.json`.
 
-{epochs} epochs took {minutes:.1f} minutes, evaluation included, on:
+{len(log)} epochs took {log.minutes:.1f} minutes, evaluation included, on:
 
-{machines}
+{_machines(sessions)}
 
 ## Limits
 
-- It sees {side}x{side} pixels: of a larger picture, what is left of it at that size.
+- It sees {SIDE}x{SIDE} pixels: of a larger picture, what is left of it at that size.
 - It answers every picture with one of its classes, and cannot say that none of them fits.
-- The figures are those of one run, with seed {seed}.{people}
+- The figures are those of one run, with seed {recipe.seed}.{people}
 
 ## Licence, data, citation
 
 The weights are under the MIT licence.{source}
 
 ```bibtex
-{citations}
+{citation}
 ```
-"""
-
-CLASS_LIST = f"""
-<details><summary>The {len(CLASSES)} classes, in the order of the outputs</summary>
-
-{", ".join(CLASSES)}
-
-</details>
-"""
-
-PEOPLE = """
-- Its classes of people (baby, boy, girl, man, woman) are labels of tiny pictures: no means to judge anyone."""
-
-WRN = """@inproceedings{zagoruyko2016wide,
-  title = {Wide Residual Networks}, author = {Sergey Zagoruyko and Nikos Komodakis},
-  booktitle = {British Machine Vision Conference}, year = {2016}, note = {arXiv:1605.07146}
-}"""
-RESNET = """@inproceedings{he2016deep,
-  title = {Deep Residual Learning for Image Recognition},
-  author = {Kaiming He and Xiangyu Zhang and Shaoqing Ren and Jian Sun},
-  booktitle = {Computer Vision and Pattern Recognition}, year = {2016}, note = {arXiv:1512.03385}
-}"""
-CIFAR = """@techreport{krizhevsky2009learning,
-  title = {Learning Multiple Layers of Features from Tiny Images}, author = {Alex Krizhevsky},
-  institution = {University of Toronto}, year = {2009}
-}"""
+""")
 
 
-class Dataset(NamedTuple):
-    """What a run was trained and tested on; the number of test images if it is known."""
-
-    is_cifar: bool
-    name: str
-    test_images: int | None
-
-
-def make_card(
-    run: RunFolder, repo_id: str, log: EpochLog | None = None, exports: Sequence[Export] = ()
-) -> ModelCard:
-    """The card of a run's best weights; every figure in it is one that the run logged, or follows from those.
-
-    Args:
-        repo_id: "user/name", where they are published.
-        log: by default `epoch_log.csv`.
-        exports: the files of other formats that are published beside the weights.
-    Raises:
-        RunError: the folder holds no finished epoch.
-        RecipeError, ValueError: its recipe or its epoch log cannot be read.
-    """
-    manifest, last_epoch = run.manifest(), run.last_epoch()
-    if last_epoch is None or manifest["best"] is None:
-        raise RunError(f"{run.path} holds no finished epoch: train there first")
-    # A kill between log and manifest leaves the row of an epoch that was never completely saved.
-    rows = [row for row in log or EpochLog.read(run.path / "epoch_log.csv") if row.epoch <= last_epoch]
-    best, final = rows[manifest["best"]["epoch"] - 1], rows[-1]
-    recipe, sessions = Recipe.load(run.path / "recipe.json"), run.read_json("environment.json", default=[])
-    data = _dataset(manifest["identity"], sessions)
-    is_resnet = recipe.model == "resnet-42"
-    unfinished = f", {final.epoch} of whose {recipe.epochs} epochs are done"
-    warning = (
-        f"**This is not a CIFAR-100 network.** It was trained and tested on {data.name}, so its figures say "
-        "nothing about CIFAR-100.\n\n"
-    )
-    source = (
-        " Data: [CIFAR-100](https://huggingface.co/datasets/uoft-cs/cifar100), of the University of Toronto, "
-        "whose terms are its own."
-    )
-    return ModelCard(
-        TEMPLATE.format(
-            metadata=_metadata(recipe, data, best, repo_id).to_yaml().strip(),
-            model=recipe.model,
-            data=data.name,
-            warning="" if data.is_cifar else warning,
-            paper="arXiv:1512.03385" if is_resnet else "arXiv:1605.07146",
-            recipe=recipe.name,
-            progress="" if final.epoch == recipe.epochs else unfinished,
-            best=best,
-            results=_results(best, final, data.test_images),
-            selector=selector(best.holdout_acc is not None),
-            counted=_counted(data.test_images),
-            curves=_curves(run),
-            network="ResNet42" if is_resnet else "WideResNet",
-            repo_id=repo_id,
-            exports=how_to_run(exports),
-            preparation=PREPARATION,
-            mean=MEAN,
-            std=STD,
-            side=SIDE,
-            classes=CLASS_LIST if data.is_cifar else "",
-            settings=_settings(recipe),
-            epochs=len(rows),
-            minutes=sum(row.seconds for row in rows) / 60,
-            machines=_machines(sessions),
-            seed=recipe.seed,
-            people=PEOPLE if data.is_cifar else "",
-            source=source if data.is_cifar else "",
-            citations="\n\n".join([RESNET if is_resnet else WRN] + ([CIFAR] if data.is_cifar else [])),
-        )
-    )
-
-
-def _dataset(identity: dict[str, Any] | None, sessions: list[dict[str, Any]]) -> Dataset:
-    if identity and identity["data"]["sha256"] == CIFAR100_FINGERPRINT:
-        return Dataset(True, "CIFAR-100", 10_000)
-    session = sessions[-1] if sessions else {}
-    return Dataset(False, f"other data ({session.get('data', 'unnamed')})", session.get("test_images"))
-
-
-def _metadata(recipe: Recipe, data: Dataset, best: Epoch, repo_id: str) -> ModelCardData:
+def _metadata(recipe: Recipe, data: str, is_cifar: bool, best: Epoch, repo_id: str) -> ModelCardData:
+    task = "image-classification"
+    result: dict[str, Any] = {"task_type": task, "dataset_name": data, "dataset_split": "test"}
+    result |= {"dataset_type": "uoft-cs/cifar100" if is_cifar else "other", "metric_type": "accuracy"}
+    scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
     return ModelCardData(
         license="mit",
         library_name="s8lib",
-        pipeline_tag="image-classification",
-        tags=["image-classification", "pytorch", recipe.model] + (["cifar-100"] if data.is_cifar else []),
-        datasets=["uoft-cs/cifar100"] if data.is_cifar else None,
+        pipeline_tag=task,
+        tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),
+        datasets=["uoft-cs/cifar100"] if is_cifar else None,
         metrics=["accuracy"],
         model_name=repo_id.rpartition("/")[2],
         eval_results=[
-            EvalResult(
-                task_type="image-classification",
-                dataset_type="uoft-cs/cifar100" if data.is_cifar else "other",
-                dataset_name=data.name,
-                dataset_split="test",
-                metric_type="accuracy",
-                metric_name=name,
-                metric_value=round(float(value), 2),
-            )
-            for name, value in (("top-1 accuracy (%)", best.test_acc), ("top-5 accuracy (%)", best.test_top5))
+            EvalResult(**result, metric_name=name, metric_value=round(float(acc), 2))
+            for name, acc in scores.items()
         ],
     )
 
@@ -218,22 +205,6 @@ def _results(best: Epoch, final: Epoch, test_images: int | None) -> str:
     return _table(["", "epoch", "top-1", "95% interval", "top-5", "loss (nats)"], rows)
 
 
-def _counted(test_images: int | None) -> str:
-    if not test_images:
-        return "How many test images there were is not known."
-    return (
-        f"There were {test_images:,} test images. The interval is Wilson's: what another {test_images:,} might "
-        "have given, and not what another seed would."
-    )
-
-
-def _curves(run: RunFolder) -> str:
-    picture = "![Accuracy, loss and learning rate over the epochs](graph.jpg)\n\n"
-    every = "Every epoch is in `epoch_log.csv`"
-    every += ", every figure in `report.json`." if (run.path / "report.json").exists() else "."
-    return (picture if (run.path / "graph.jpg").exists() else "") + every
-
-
 def _settings(recipe: Recipe) -> str:
     rows = []
     for name, value in recipe.to_dict().items():
@@ -244,9 +215,8 @@ def _settings(recipe: Recipe) -> str:
 
 def _machines(sessions: list[dict[str, Any]]) -> str:
     """A line for each change of the machine or its software; a session without one was just a resume."""
-    named = [(_machine(session), session.get("from_epoch", 1)) for session in sessions]
-    groups = itertools.groupby(named, key=lambda one: one[0])
-    return "\n".join(f"- from epoch {next(group)[1]}: {machine}" for machine, group in groups)
+    groups = itertools.groupby(sessions, key=_machine)
+    return "\n".join(f"- from epoch {next(group).get('from_epoch', 1)}: {machine}" for machine, group in groups)
 
 
 def _machine(session: dict[str, Any]) -> str:

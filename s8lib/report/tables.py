@@ -1,32 +1,23 @@
-"""The epoch log and the run's folder as plain text."""
+"""Runs as plain text: a run at a glance, its epochs, and the runs that the project keeps."""
 
 from __future__ import annotations
 
-from s8lib.report.write import read
-from s8lib.run.folder import RunFolder
-from s8lib.run.log import Epoch, EpochLog, selector
+from pathlib import Path
 
-WHAT = {
-    "checkpoints": "what a resume needs, the newest epochs",
-    "best": "the best weights: config.json + model.safetensors, for from_pretrained",
-    "recipe.json": "every setting of the training",
-    "environment.json": "the machines it ran on",
-    "manifest.json": "names, sizes and sha256 of what is complete",
-    "epoch_log.csv": "the log, one row an epoch",
-    "epoch_log.mov": "the log as a video",
-    "graph.jpg": "accuracy, loss and learning rate",
-    "schedule.png": "the schedule",
-    "samples.png": "training images, augmented",
-    "param_1.png": "the network's layers, first half",
-    "param_2.png": "the network's layers, second half",
-    "confusion.png": "which superclass is taken for which",
-    "worst_classes.png": "the classes it knows least",
-    "mistakes.png": "its most confident mistakes",
-    "reliability.png": "whether its confidence can be trusted",
-    "report.json": "every number",
-    "model.onnx": "the best weights as ONNX",
-    "model.pt2": "the best weights as a torch.export program",
-}
+from s8lib.models.networks import Network, load_model
+from s8lib.recipe import Recipe
+from s8lib.run.folder import RunFolder
+from s8lib.run.log import EpochLog, selector
+
+
+def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
+    """A run's recipe, its log and its best weights.
+
+    Raises:
+        RunError: if it holds no finished epoch, or is damaged.
+    """
+    log, (_, weights) = run.log(), run.best_weights()
+    return run.recipe(), log, load_model(weights)
 
 
 def epoch_table(log: EpochLog, last: int | None = None) -> str:
@@ -52,41 +43,44 @@ def overview(run: RunFolder) -> str:
         RunError: it holds no finished epoch, or its best weights are damaged.
     """
     recipe, log, model = read(run)
-    manifest, sessions = run.manifest(), run.read_json("environment.json", default=[])
-    newest = max(manifest["checkpoints"].values(), key=lambda entry: entry["epoch"])
-    best, minutes = manifest["best"], sum(row.seconds for row in log) / 60
+    manifest, sessions = run.manifest(), run.sessions()
+    newest, best = max(manifest["checkpoints"].values(), key=lambda entry: entry["epoch"]), manifest["best"]
+    scores = "epoch {0.epoch}: {0.test_acc:.2f}% top-1, {0.test_top5:.2f}% top-5 on the test set".format
     rows = {
         "run": run.path.name,
         "network": f"{recipe.model}, {sum(weights.numel() for weights in model.parameters()):,} parameters",
         "recipe": f"{recipe.name}, seed {recipe.seed}",
         "data": sessions[-1].get("data", "unnamed") if sessions else "unnamed",
-        "epochs": f"{len(log)} of {recipe.epochs}, in {minutes:.1f} minutes",
-        "best": _scores(log.best),
+        "epochs": f"{len(log)} of {recipe.epochs}, in {log.minutes:.1f} minutes",
+        "best": scores(log.best),
         "chosen on": selector(log.best.holdout_acc is not None),
-        "final": _scores(log[-1]),
-        "weights": f"of epoch {best['epoch']}, {_size(best['bytes'])}, sha256 {best['sha256'][:16]}...",
-        "checkpoint": f"of epoch {newest['epoch']}, {_size(newest['bytes'])}",
+        "final": scores(log[-1]),
+        "weights": f"of epoch {best['epoch']}, {size(best['bytes'])}, sha256 {best['sha256'][:16]}...",
+        "checkpoint": f"of epoch {newest['epoch']}, {size(newest['bytes'])}",
     }
     return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
 
 
-def _scores(row: Epoch) -> str:
-    return f"epoch {row.epoch}: {row.test_acc:.2f}% top-1, {row.test_top5:.2f}% top-5 on the test set"
-
-
-def contents(run: RunFolder) -> str:
-    """What a run's folder holds, with sizes, a line each."""
-    lines = []
-    for name, what in WHAT.items():
-        path = run.path / name
-        if not path.exists():
-            continue
-        files = sorted(path.glob("*")) if path.is_dir() else [path]
-        lines.append(f"{name:<18} {_size(sum(file.stat().st_size for file in files)):>9}   {what}")
-        if name == "checkpoints":
-            lines += [f"  {file.name:<16} {_size(file.stat().st_size):>9}" for file in files]
-    return "\n".join(lines)
-
-
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes, in words."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def reference_runs(folder: str | Path = "results") -> None:
+    """Print what each run in `folder` reached, on which hardware and commit; in a notebook show its curves."""
+    logs = sorted(Path(folder).rglob("epoch_log.csv"))
+    if not logs:
+        print(f"there are no results in {folder} beside this notebook; the project's copy has them")
+    for path in logs:
+        run, recipe = RunFolder(path.parent), Recipe.load(path.parent / "recipe.json")
+        *_, machine = [{}, *run.sessions()]
+        threads = f", {machine['cpu_threads']} threads" if machine.get("device") == "cpu" else ""
+        hardware = f"{machine.get('device_name', 'unknown hardware')}{threads}, {machine.get('precision')}"
+        commit = str(run.read_json("report.json", default={}).get("commit", "unrecorded"))[:10]
+        print(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
+        print("   ", EpochLog.read(path).summary().replace("; ", "\n    "))
+        print(f"    on {hardware}, torch {machine.get('torch')}, commit {commit}")
+    for graph in sorted(Path(folder).rglob("graph.jpg")):
+        from IPython.display import Image, display
+
+        display(Image(graph))

@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from s8lib.machine.progress import progress_bar
 from s8lib.recipe import Recipe
-from s8lib.report.curves import CurvesPlot
-from s8lib.report.style import FAINT, INK, SCREEN_DPI, Figure
-from s8lib.report.summary import MissingPackage
-from s8lib.run.log import Epoch, EpochLog
+from s8lib.report.figures import FAINT, INK, SCREEN_DPI, Figure
+from s8lib.report.network import MissingPackage
+from s8lib.report.training_curves import HEIGHTS, CurvesPlot
+from s8lib.run.log import EpochLog
 from s8lib.run.save import replacing
 
 WIDTH, HEIGHT, FPS = 1280, 720, 25
@@ -55,7 +55,6 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
             macro_block_size=1,
         )
         film.send(None)
-        failed = f"cannot write {path}: ffmpeg failed, on a full disk perhaps; it may have said why"
         try:
             with contextlib.closing(film):
                 for picture in _pictures(log, recipe):
@@ -63,11 +62,11 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
                 for _ in range(int(LAST * rate)):
                     film.send(picture)
             # ffmpeg moves the index to the front last of all, and write_frames does not tell if it got there.
-            complete = b"moov" in partial.read_bytes()[:64]
+            if b"moov" not in partial.read_bytes()[:64]:
+                raise OSError("its index is missing")
         except OSError as error:
-            raise OSError(failed) from error
-        if not complete:
-            raise OSError(failed)
+            what = f"cannot write {path}: ffmpeg failed, on a full disk perhaps; it may have said why"
+            raise OSError(what) from error
     return path
 
 
@@ -75,57 +74,41 @@ def _pictures(log: EpochLog, recipe: Recipe) -> Iterator[np.ndarray]:
     """One picture an epoch, [720, 1280, 3] uint8; the background is drawn once, what moves is laid over it."""
     figure = Figure(WIDTH / SCREEN_DPI, HEIGHT / SCREEN_DPI)
     canvas = FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(3, 1, height_ratios=(3.2, 2.4, 1.2), left=0.055, right=0.60, top=0.88, bottom=0.08)
+    grid = figure.add_gridspec(3, 1, height_ratios=HEIGHTS, left=0.055, right=0.60, top=0.88, bottom=0.08)
     axes = [figure.add_subplot(grid[row]) for row in range(3)]
     for ax in axes[:2]:
         ax.tick_params(labelbottom=False)
-    plot = CurvesPlot(axes, recipe, held_out=log[0].holdout_acc is not None)
-    plot.show(log)  # the final limits of the axes, so that nothing jumps
+    plot = CurvesPlot(axes, recipe, log)  # with the limits of the whole run, so that nothing jumps
     title = f"{recipe.name}, {recipe.model}, seed {recipe.seed}"
     figure.text(0.055, 0.945, title, fontsize=15, weight="bold", color=INK)
     where = figure.text(0.635, 0.88, "", fontsize=20, weight="bold", color=INK, va="top")
     knobs = figure.text(0.635, 0.80, "", fontsize=13, color=INK, va="top", linespacing=1.5)
     table = figure.text(0.635, 0.54, "", fontsize=11.5, color=INK, va="top", family="monospace", linespacing=1.5)
-    figure.text(
-        0.635,
-        0.055,
-        "train: on augmented batches while the network changes;\nnot comparable with test",
-        color=FAINT,
-    )
+    caveat = "train: on augmented batches while the network changes;\nnot comparable with test"
+    figure.text(0.635, 0.055, caveat, color=FAINT)
     moving = [*plot.moving, where, knobs, table]
     for artist in moving:
-        artist.set_visible(False)
+        artist.set_animated(True)  # left out of the background
     canvas.draw()
     background = canvas.copy_from_bbox(figure.bbox)
-    for artist in moving:
-        artist.set_visible(True)
     for last in progress_bar(range(1, len(log) + 1), "epoch_log.mov"):
         shown = EpochLog(log.rows[:last])
         plot.show(shown)
         row = shown[-1]
         where.set_text(f"epoch {row.epoch} of {recipe.epochs}, phase {row.phase}")
-        knobs.set_text(_knobs(row))
-        table.set_text(_rows(shown))
+        knobs.set_text(
+            f"test accuracy {row.test_acc:.2f}%, best so far {row.best_acc:.2f}%\n"
+            f"learning rate {row.lr:.5f}, dropout {row.dropout:g}\n"
+            f"MixUp α {row.mixup_alpha:g}, augmentation {row.augmentation}\n"
+            f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s an epoch"
+        )
+        lines = [
+            f"{row.epoch:5d}{'*' if row is shown.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.1f}"
+            f"{row.test_loss:12.3f}  {row.test_acc:5.1f}"
+            for row in shown.rows[-ROWS:]
+        ]
+        table.set_text("\n".join(["epoch  train loss  acc %   test loss  acc %", *lines]))
         canvas.restore_region(background)
         for artist in moving:
             figure.draw_artist(artist)
         yield np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
-
-
-def _knobs(row: Epoch) -> str:
-    return (
-        f"test accuracy {row.test_acc:.2f}%, best so far {row.best_acc:.2f}%\n"
-        f"learning rate {row.lr:.5f}, dropout {row.dropout:g}\n"
-        f"MixUp α {row.mixup_alpha:g}, augmentation {row.augmentation}\n"
-        f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s an epoch"
-    )
-
-
-def _rows(log: EpochLog) -> str:
-    lines = ["epoch  train loss  acc %   test loss  acc %"]
-    lines += [
-        f"{row.epoch:5d}{'*' if row is log.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.1f}"
-        f"{row.test_loss:12.3f}  {row.test_acc:5.1f}"
-        for row in log.rows[-ROWS:]
-    ]
-    return "\n".join(lines)

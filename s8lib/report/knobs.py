@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from s8lib.recipe import Recipe
-from s8lib.report.style import BLUE, FAINT, INK, PHASES, Figure, plain
+from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, plain
 
 JUST_BEFORE = 1e-9  # epochs
 LABELS = {"mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "image_size": "image side\n(pixels)"}
@@ -20,7 +22,7 @@ def schedule(recipe: Recipe) -> Figure:
         names.append("image_size")
     figure = Figure(height=3.3 + 0.95 * len(names), layout="constrained")
     axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
-    figure.suptitle(f"{recipe.name}: what changes in training", fontsize=13, weight="bold", color=INK)
+    figure.head(f"{recipe.name}: what changes in training")
     plot_lr(axes[0], recipe)
     for ax, name in zip(axes[1:], names, strict=True):
         _plot_knob(ax, recipe, name)
@@ -48,14 +50,14 @@ def schedule_table(recipe: Recipe) -> str:
 
 def boundaries(recipe: Recipe) -> list[tuple[float, str]]:
     """The epochs (floats) at which the schedule changes, in order, with what happens there."""
-    happens: dict[float, list[str]] = {0.0: ["start"]}
+    events = [(0.0, "start"), *((restart, "warm restart") for restart in recipe.restarts)]
     if recipe.warmup_epochs:
-        happens.setdefault(recipe.warmup_epochs, []).append("end of warm-up")
-    for restart in recipe.restarts:
-        happens.setdefault(restart, []).append("warm restart")
+        events.insert(1, (recipe.warmup_epochs, "end of warm-up"))
     if 0 < recipe.phase1_epochs < recipe.epochs:
-        happens.setdefault(recipe.phase1_epochs, []).append("phase 2")
-    happens.setdefault(recipe.epochs, []).append("last step")
+        events.append((recipe.phase1_epochs, "phase 2"))
+    happens: dict[float, list[str]] = {}
+    for epoch, what in [*events, (recipe.epochs, "last step")]:
+        happens.setdefault(epoch, []).append(what)
     return [(epoch, ", ".join(what)) for epoch, what in sorted(happens.items())]
 
 
@@ -63,8 +65,7 @@ def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) ->
     """The learning rate of the whole recipe, every restart a vertical jump."""
     epochs = moments(recipe)
     ax.plot(epochs, [recipe.at(epoch).lr for epoch in epochs], color=colour, linewidth=width)
-    ax.set_ylabel("learning rate")
-    ax.set_ylim(0, 1.08 * recipe.lr_peak)
+    ax.set(ylabel="learning rate", ylim=(0, 1.08 * recipe.lr_peak))
 
 
 def mark_phases(ax: Axes, recipe: Recipe) -> None:
@@ -80,16 +81,12 @@ def mark_phases(ax: Axes, recipe: Recipe) -> None:
 
 def name_phases(ax: Axes, recipe: Recipe) -> None:
     """Phases and restarts by name, above the axes."""
+    above: dict[str, Any] = {"transform": ax.transAxes, "va": "bottom"}
     for begin, _ in _phases(recipe):
-        ax.text(
-            begin / recipe.epochs, 1.025, f"phase {recipe.phase(begin)}",
-            transform=ax.transAxes, ha="left", va="bottom", fontsize=10, weight="bold", color=INK,
-        )  # fmt: skip
+        name = f"phase {recipe.phase(begin)}"
+        ax.text(begin / recipe.epochs, 1.025, name, fontsize=10, weight="bold", color=INK, **above)
     for restart in recipe.restarts:
-        ax.text(
-            restart / recipe.epochs, 1.025, "restart",
-            transform=ax.transAxes, ha="center", va="bottom", fontsize=9, color=FAINT,
-        )  # fmt: skip
+        ax.text(restart / recipe.epochs, 1.025, "restart", ha="center", fontsize=9, color=FAINT, **above)
 
 
 def _phases(recipe: Recipe) -> list[tuple[float, float]]:
@@ -110,11 +107,9 @@ def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
     values = [getattr(recipe.at(epoch), name) for epoch in epochs]
     if isinstance(values[0], str):
         order = sorted(set(values), key=values.index, reverse=True)
-        ax.set_yticks(range(len(order)), order)
-        ax.set_ylim(-0.6, len(order) - 0.4)
+        ax.set(yticks=range(len(order)), yticklabels=order, ylim=(-0.6, len(order) - 0.4))
         values = [order.index(value) for value in values]
     else:
-        ax.set_ylim(0, 1.4 * max(values) or 1)
-        ax.set_yticks(sorted({0, *values}))
+        ax.set(ylim=(0, 1.4 * max(values) or 1), yticks=sorted({0, *values}))
     ax.plot(epochs, values, color=BLUE, linewidth=1.8, clip_on=False, zorder=3)  # a 0 lies on the border
     ax.set_ylabel(LABELS.get(name, name))

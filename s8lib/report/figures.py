@@ -1,0 +1,77 @@
+"""What all pictures share: a figure without pyplot, its colours, small images on it, and its way to the disk."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as MatplotlibFigure
+from torch import Tensor
+
+from s8lib.run.save import replacing
+
+# Okabe and Ito's colours: told apart with any colour vision, and far enough from white for a projector.
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+INK, FAINT, GRID = "#1A1A1A", "#5A5A5A", "#D5D5D5"
+PHASES = ("#DCEBF7", "#FCEBCF")  # backgrounds of phases 1 and 2
+
+# Matplotlib's 10 points on 8 inches are 14 pixels where the picture is shown 800 wide.
+WIDTH = 8.0  # inches
+SCREEN_DPI, FILE_DPI = 100, 200
+
+
+class Figure(MatplotlibFigure):
+    """A figure that pyplot does not know, so none is leaked, and that a notebook shows as it is; in inches."""
+
+    def __init__(self, width: float = WIDTH, height: float = 6.0, **options: Any) -> None:
+        super().__init__(figsize=(width, height), dpi=SCREEN_DPI, **options)
+
+    def _repr_png_(self) -> bytes:
+        out = io.BytesIO()
+        self.savefig(out, format="png", dpi=SCREEN_DPI)
+        return out.getvalue()
+
+    def head(self, text: str) -> None:
+        """A title above axes that a layout places."""
+        self.suptitle(text, fontsize=13, weight="bold", color=INK)
+
+    def write(self, left: float, top: float, text: str, **style: Any) -> None:
+        """Text beside a point in inches from the top left corner."""
+        width, height = self.get_size_inches()
+        self.text(left / width, 1 - top / height, text, va="center", **style)
+
+    def box(self, left: float, top: float, width: float, height: float) -> Axes:
+        """New axes, in inches from the top left corner."""
+        w, h = self.get_size_inches()
+        return self.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+    def thumbnail(
+        self, image: Tensor, left: float, top: float, side: float, caption: str, ink: str = INK, size: float = 8.5
+    ) -> None:
+        """A small image, [3, H, W] uint8 or float in 0..1, with its caption below."""
+        ax = self.box(left, top, side, side)
+        ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+        ax.set_axis_off()
+        ax.text(0.5, -0.06, caption, transform=ax.transAxes, ha="center", va="top", color=ink, fontsize=size)
+
+
+def save(figure: MatplotlibFigure, path: Path) -> Path:
+    """Write `path`, a .png or .jpg, in one piece."""
+    jpeg: dict[str, Any] = {"format": "jpeg", "pil_kwargs": {"quality": 92, "subsampling": 0}}
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=FILE_DPI, **(jpeg if path.suffix == ".jpg" else {"format": "png"}))
+    return path
+
+
+def plain(ax: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Two spines and a faint grid behind the data."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis=grid, color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
+
+
+def in_words(name: str) -> str:
+    """A class's name for people: `large_man-made_outdoor_things` without the underscores."""
+    return name.replace("_", " ")

@@ -1,0 +1,92 @@
+"""A run as its artifacts see it: log, recipe, weights, data, answers; and in numbers, for report.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from s8lib.data.cifar100 import Cifar100
+from s8lib.models.networks import Network, build_model, load_model
+from s8lib.recipe import Recipe
+from s8lib.report.answers import Evaluation, evaluation
+from s8lib.run.folder import RunFolder
+from s8lib.run.log import EpochLog, selector
+
+FORMAT = 1  # of report.json
+
+
+class NoData(Exception):
+    """An artifact shows images or answers to them, and `write` was given no data."""
+
+
+@dataclasses.dataclass
+class Subject:
+    """What artifacts are made of; what takes time is made when the first of them asks for it."""
+
+    run: RunFolder
+    log: EpochLog
+    target: float | None = None
+    given: Cifar100 | None = None
+    device: str | torch.device | None = None
+    precision: str = "auto"
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return self.run.recipe()
+
+    @cached_property
+    def model(self) -> Network:
+        return load_model(self.run.best_weights()[1])
+
+    @property
+    def data(self) -> Cifar100:
+        if self.given is None:
+            raise NoData
+        return self.given
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        return evaluation(self.model, self.data, self.device, self.precision)
+
+
+def numbers(of: Subject) -> dict[str, Any]:
+    """What report.json holds: percent, nats, seconds, images/s."""
+    log = of.log
+    with torch.device("meta"):  # counted, not drawn: weights would take time and random numbers
+        model = build_model(of.recipe.model)
+    again = _measured_before(of) if of.given is None else _metrics(of.evaluation)
+    return {
+        "format": FORMAT,
+        "recipe": of.recipe.to_dict(),
+        "model": {"name": model.name, "parameters": sum(p.numel() for p in model.parameters())},
+        "sessions": of.run.sessions(),
+        "epochs_done": len(log),
+        "final": dataclasses.asdict(log[-1]),
+        "best": dataclasses.asdict(log.best),
+        "best_chosen_on": selector(log.best.holdout_acc is not None),
+        "minutes": log.minutes,
+        "images_per_s": statistics.median(row.images_per_s for row in log),
+        **({"best_measured_again": again} if again else {}),
+    }
+
+
+def _metrics(measured: Evaluation) -> dict[str, Any]:
+    numbers = dataclasses.asdict(measured.metrics)
+    names = zip(measured.classes, numbers.pop("per_class"), strict=True)
+    return numbers | {"per_class": {name: None if math.isnan(top1) else top1 for name, top1 in names}}
+
+
+def _measured_before(of: Subject) -> dict[str, Any] | None:
+    """What report.json already holds of the best epoch."""
+    try:
+        before = of.run.read_json("report.json", default={})
+        known = dict(before.get("best_measured_again", {}))
+        return known if known and before["best"]["epoch"] == of.log.best.epoch else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        of.run.say(f"{of.run.path / 'report.json'} is damaged ({error}): it is written anew, from the log alone")
+        return None
