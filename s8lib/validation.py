@@ -1,0 +1,73 @@
+"""The door: what comes from outside is checked here, by pydantic, and refused in one sentence for people."""
+
+from __future__ import annotations
+
+import contextlib
+import reprlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+
+class BadInput(ValueError):
+    """Something that was given to the library cannot be used; the message says what, why and what to do."""
+
+
+@contextlib.contextmanager
+def refusing(error: type[Exception], where: object = "", known: Iterable[str] = ()) -> Iterator[None]:
+    """Turn pydantic's error into `error`, whose one sentence names field and value: `epochs = 0: must be ...`.
+
+    Args:
+        where: what the field is part of, such as a file.
+        known: the fields there are, for someone who named another.
+    """
+    try:
+        yield
+    except ValidationError as refusal:
+        raise error((f"{where}: " if where else "") + _sentence(refusal, known)) from None
+
+
+def check(kind: Any, values: Any, error: type[Exception], where: object = "") -> Any:
+    """`values` as a `kind`, nothing converted: any type that pydantic knows, with `Annotated` bounds.
+
+    Args:
+        kind: a dataclass, a TypedDict, `dict[str, int]`, ...
+        values: Python's, or the bytes of JSON, in which a list stands for a tuple.
+    Raises:
+        error: as `refusing` words it.
+    """
+    with refusing(error, where, getattr(kind, "__dataclass_fields__", ())):
+        adapter = TypeAdapter(kind)
+        if isinstance(values, bytes):
+            return adapter.validate_json(values, strict=True)
+        return adapter.validate_python(values, strict=True)
+
+
+def read_json(kind: Any, path: str | Path, error: type[Exception]) -> Any:
+    """The JSON file `path` as a `kind`; raises `error`, which names the file, if it cannot be read or is none."""
+    try:
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as problem:  # ValueError: a path with a NUL
+        raise error(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}") from problem
+    return check(kind, content, error, path)
+
+
+def _sentence(refusal: ValidationError, known: Iterable[str]) -> str:
+    first = refusal.errors()[0]
+    place = list(first["loc"])
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"there is no {place[-1]!r}" + (f"; there are {', '.join(known)}" if known else "")
+    if place and first["type"] == "missing" and isinstance(place[-1], str):
+        return f"{_dotted(place)} is missing"
+    if place and isinstance(place[-1], int):
+        place.pop()  # in a pair the value shows which of the two it is
+    message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    if first["type"] == "missing":
+        message = "has too few values"
+    return f"{_dotted(place)} = {reprlib.repr(first['input'])}: {message}" if place else message
+
+
+def _dotted(place: list[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
