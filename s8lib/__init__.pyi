@@ -11,8 +11,6 @@ from s8lib.data.cifar100 import Split as Split
 from s8lib.data.cifar100 import load_cifar100 as load_cifar100
 from s8lib.data.synthetic import choose_data as choose_data
 from s8lib.data.synthetic import synthetic_cifar100 as synthetic_cifar100
-from s8lib.defaults import choose_recipe as choose_recipe
-from s8lib.defaults import run_name as run_name
 from s8lib.hub_client import HubError as HubError
 from s8lib.inference import Guess as Guess
 from s8lib.inference import ImageError as ImageError
@@ -30,6 +28,8 @@ from s8lib.presets import PRESETS as PRESETS
 from s8lib.presets import QUICK as QUICK
 from s8lib.presets import SEED_100 as SEED_100
 from s8lib.presets import SEED_200 as SEED_200
+from s8lib.presets import choose_recipe as choose_recipe
+from s8lib.presets import run_name as run_name
 from s8lib.publish.publisher import HubPublisher as HubPublisher
 from s8lib.recipe import Knobs as Knobs
 from s8lib.recipe import Recipe as Recipe

@@ -7,27 +7,20 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import s8lib as s8  # whose names load torch when they are first used: seconds that --help need not take
+from s8lib.presets import PRESETS, choose_recipe, run_name
+from s8lib.validation import BadInput
 
-from s8lib.data.cifar100 import Cifar100, DataError, load_cifar100
-from s8lib.data.synthetic import choose_data
-from s8lib.defaults import choose_recipe, run_name
-from s8lib.machine.device import DeviceError, pick_device
-from s8lib.metrics import evaluate
-from s8lib.models.networks import build_model, load_model
-from s8lib.models.weights import ModelError
-from s8lib.presets import PRESETS
-from s8lib.publish.publisher import UPLOAD_LIMIT, HubError, HubPublisher
-from s8lib.recipe import Recipe, RecipeError
-from s8lib.run.folder import RunError, RunFolder
-from s8lib.trainer import NonFiniteLoss, train
+if TYPE_CHECKING:
+    import torch
 
 DONE, FAULT, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -44,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too
     try:
         options.command(options)
-    except (RecipeError, ModelError, DataError, DeviceError, RunError, HubError) as error:
+    except BadInput as error:
         return _say_error(error, BAD_INPUT)
-    except (NonFiniteLoss, OSError) as error:
+    except (s8.RunFault, OSError) as error:
         return _say_error(error, FAULT)
     except Terminated:
         return TERMINATED
@@ -56,48 +49,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    device = pick_device(options.device)
+    device = _device(options)
     recipe = _recipe(options, device)
-    data = choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
-    model = build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
-    run, hub = RunFolder(options.run or Path("runs", run_name(recipe, data))), None
+    data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
+    model = s8.build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
+    run, hub = s8.RunFolder(options.run or Path("runs", run_name(recipe, data))), None
     if os.environ.get("RANK", "0") == "0":
         print(f"run folder: {run.path}")
-        if options.hub_repo:
-            hub = HubPublisher(options.hub_repo, private=options.hub_private)
-    train(
-        recipe,
-        model,
-        data,
-        run=run,
-        hub=hub,
-        device=device,
-        precision=options.precision,
-        compile=options.compile,
-        deterministic=options.deterministic,
-        holdout=options.holdout,
-        sync_batchnorm=options.sync_batchnorm,
-    )
+        if options.hub_repo is not None:
+            hub = s8.HubPublisher(options.hub_repo, private=options.hub_private)
+    passed_on = ("precision", "compile", "deterministic", "holdout", "sync_batchnorm")
+    s8.train(recipe, model, data, run, hub, device, **{name: getattr(options, name) for name in passed_on})
 
 
-def _recipe(options: argparse.Namespace, device: torch.device) -> Recipe:
+def _device(options: argparse.Namespace) -> torch.device:
+    """The device; what cannot be used of device, precision and compiler is refused before anything is begun."""
+    from s8lib.machine.device import pick_compile, pick_device, pick_precision
+
+    device = pick_device(options.device)
+    pick_precision(device, options.precision)
+    pick_compile(device, getattr(options, "compile", "off"))
+    return device
+
+
+def _recipe(options: argparse.Namespace, device: torch.device) -> s8.Recipe:
     chosen = choose_recipe(
         options.recipe, model=options.model, seed=options.seed, epochs=options.epochs, device=device
     )
-    return chosen.with_settings(dict(options.set or []))
+    return chosen.with_settings(dict(map(_setting, options.set)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    data = choose_data(options.data)
+    device, data = _device(options), s8.choose_data(options.data)
     source: str | Path = options.model
     if options.run:
-        run = RunFolder(options.run)
+        run = s8.RunFolder(options.run)
         run.refuse_other_data(data)
         epoch, source = run.best_weights()
         print(f"{options.run}: {run.log().summary()}")
         print(f"measuring the best weights, epoch {epoch}")
-    model = load_model(source)
-    metrics = evaluate(model, data.test, pick_device(options.device), options.precision)
+    model = s8.load_model(source)
+    model.refuse_other_classes(len(data.classes))
+    metrics = s8.evaluate(model, data.test, device, options.precision)
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}")
     print(metrics.table(data.classes))
     if options.json:
@@ -105,40 +98,46 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from s8lib import report  # here: matplotlib is slow to load
-
-    run = RunFolder(options.run)
-    data = choose_data(options.data) if options.data else _data_at_hand(run)
-    report.write(
+    device, run = _device(options), s8.RunFolder(options.run)
+    data = s8.choose_data(options.data) if options.data else _data_at_hand(run)
+    s8.report.write(
         run,
         data,
         target=options.target,
         film=not options.no_video,
-        device=pick_device(options.device),
+        device=device,
         precision=options.precision,
     )
-    print(report.contents(run))
+    print(s8.report.contents(run))
 
 
-def _data_at_hand(run: RunFolder) -> Cifar100 | None:
+def _data_at_hand(run: s8.RunFolder) -> s8.Cifar100 | None:
     """What the run was trained on, if that can be had without being named and without a download."""
     try:
-        data = load_cifar100(download=False)
+        data = s8.load_cifar100(download=False)
         run.refuse_other_data(data)
-    except (DataError, RunError) as error:
+    except (s8.DataError, s8.RunError) as error:
         print(f"without --data nothing is measured and no images are shown: {error}")
         return None
     return data
 
 
 def _publish(options: argparse.Namespace) -> None:
-    HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT).publish(RunFolder(options.run))
+    from s8lib.publish.publisher import UPLOAD_LIMIT
+
+    s8.HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT).publish(
+        s8.RunFolder(options.run)
+    )
 
 
 def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} should look like lr_peak=0.05 or dropout=0.3,0.2")
+        raise s8.RecipeError(f"--set {text}: should look like lr_peak=0.05 or dropout=0.3,0.2")
+    if re.fullmatch("0,0*[1-9][0-9]*", value):
+        raise s8.RecipeError(
+            f"--set {text}: a decimal comma? Write {value.replace(',', '.')}, or 0.0,... for a pair"
+        )
     values = [_primitive(part) for part in value.split(",")]
     return name, values[0] if len(values) == 1 else values
 
@@ -146,8 +145,14 @@ def _setting(text: str) -> tuple[str, Any]:
 def _primitive(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
+
+
+def _named(text: str) -> Path:
+    if not text:  # an unset variable of the shell; as a path it would be the working folder
+        raise argparse.ArgumentTypeError("names nothing")
+    return Path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -164,10 +169,10 @@ def _parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("--recipe", default="auto", metavar="NAME|FILE", help=f"auto, {', '.join(PRESETS)} or a recipe.json")
     add("--model", help="wrn-28-10, resnet-42 or any wrn-D-K; default the recipe's")
-    add("--run", type=Path, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL-seedN")
+    add("--run", type=_named, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL-seedN")
     add("--epochs", type=int, metavar="N", help="stretch or shorten the whole recipe to N epochs")
     add("--seed", type=int, metavar="N", help="of weights, data order and noise; default the recipe's")
-    add("--set", type=_setting, action="append", metavar="KEY=VALUE", help="any field of the recipe")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe")
     add("--holdout", type=int, default=0, metavar="N", help="choose the best epoch on N held-out training images")
     add("--compile", default="auto", help="torch.compile: auto, on or off")
     add("--deterministic", action="store_true", help="equal runs are equal to the bit on a GPU too; slower")
@@ -178,20 +183,20 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("evaluate", parents=[common], help="measure saved weights on the test set")
     source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, metavar="DIR", help="a run's folder: its best weights")
+    source.add_argument("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
     source.add_argument("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
-    command.add_argument("--json", type=Path, metavar="FILE", help="also write every number here")
+    command.add_argument("--json", type=_named, metavar="FILE", help="also write every number here")
     command.set_defaults(command=_evaluate)
 
     command = commands.add_parser("report", parents=[common], help="draw, film and tabulate what a run left")
     add = command.add_argument
-    add("--run", type=Path, metavar="DIR", required=True, help="the run's folder; everything is written there")
+    add("--run", type=_named, metavar="DIR", required=True, help="the run's folder; everything is written there")
     add("--target", type=float, metavar="PERCENT", help="a test accuracy to draw as a line")
     add("--no-video", action="store_true", help="leave out epoch_log.mov")
     command.set_defaults(command=_report)
 
     command = commands.add_parser("publish", help="send what a run holds to the Hugging Face Hub")
-    command.add_argument("--run", type=Path, metavar="DIR", required=True, help="the run's folder")
+    command.add_argument("--run", type=_named, metavar="DIR", required=True, help="the run's folder")
     command.add_argument("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
     command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")
     command.set_defaults(command=_publish)

@@ -1,10 +1,16 @@
-"""The recipes that have a name."""
+"""The recipes that have a name, the choice of one, and the name of its run."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-from s8lib.recipe import Recipe
+from s8lib.recipe import Recipe, RecipeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from s8lib.data.cifar100 import Cifar100
 
 SEED_100 = Recipe()
 SEED_200 = dataclasses.replace(SEED_100.stretched(2), name="seed-200")
@@ -28,3 +34,44 @@ QUICK = Recipe(
     patience=None,
 )
 PRESETS = {recipe.name: recipe for recipe in (SEED_100, SEED_200, QUICK)}
+
+
+def choose_recipe(
+    name: str = "auto",
+    *,
+    model: str | None = None,
+    seed: int | None = None,
+    epochs: int | None = None,
+    device: str | torch.device | None = None,
+) -> Recipe:
+    """A recipe by name, with what else is given in place of its own values.
+
+    Args:
+        name: `auto` for the one that the device deserves (`quick` on a CPU, else `seed-100`), a preset's name, or
+            the path of a recipe.json.
+        epochs: stretch or shorten the whole recipe to this many.
+        device: by default the best here.
+    Raises:
+        RecipeError: for a name that is none of these, or a value that cannot be trained with.
+    """
+    if name == "auto":
+        from s8lib.machine.device import pick_device  # here: torch takes seconds to load
+
+        recipe = QUICK if pick_device(device).type == "cpu" else SEED_100
+    elif name in PRESETS:
+        recipe = PRESETS[name]
+    elif name.endswith(".json"):
+        recipe = Recipe.load(name)
+    else:
+        raise RecipeError(f"there is no recipe {name!r}: use auto, {', '.join(PRESETS)}, or a recipe.json")
+    if epochs is not None:
+        recipe.with_settings({"epochs": epochs, "phase1_epochs": 0, "warmup_epochs": 0})  # may refuse `epochs`
+        recipe = recipe.stretched(epochs / recipe.epochs)
+    given = {"model": model, "seed": seed}
+    return recipe.with_settings({name: value for name, value in given.items() if value is not None})
+
+
+def run_name(recipe: Recipe, data: Cifar100) -> str:
+    """The name of a run's folder: the same for the same recipe, network, kind of data and seed."""
+    stand_in = "-synthetic" if data.source.startswith("synthetic") else ""
+    return f"{recipe.name}-{recipe.model}{stand_in}-seed{recipe.seed}"

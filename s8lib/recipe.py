@@ -13,10 +13,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import pydantic.dataclasses
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+
+from s8lib.validation import BadInput, check, read_json, refusing, short
 
 
-class RecipeError(ValueError):
+class RecipeError(BadInput):
     """A recipe that cannot be trained; the message names the field."""
 
 
@@ -71,83 +76,75 @@ class Knobs:
     image_size: int
 
 
-@dataclass(frozen=True)
+def _file_name(text: str) -> str:
+    """Part of the name of a run's folder, on any system, on Drive and on the Hub."""
+    if not (text.isprintable() and 1 <= len(text.encode()) <= 100) or re.search(r'^\.|[/\\:*?"<>|]', text):
+        raise ValueError("must be a plain file name of 1 to 100 characters, without / and no dot in front")
+    return text
+
+
+def _for_both_phases(value: object) -> object:
+    return tuple(value) if isinstance(value, list | tuple) else (value, value)
+
+
+_T = TypeVar("_T")
+Pair = Annotated[tuple[_T, _T], BeforeValidator(_for_both_phases)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Rate = Annotated[float, Field(ge=0, le=1000)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Recipe:
     """A two-phase training recipe; the defaults are the seed's table.
 
     Phase 1 (`phase1_epochs`): linear warm-up from `lr_start` to `lr_peak` over `warmup_epochs`, inside the
     first cycle of cosine annealing with warm restarts every `cycle_epochs` (T_0), floor `lr_floor`. Phase 2:
-    one cosine from the rate at the hand-over down to `lr_final`. Pairs hold the values of phases 1 and 2.
-    `image_size` (pixels) is the side that training images are shrunk to: a phase of smaller images costs less
-    time. `patience` (epochs, None for never) is counted within a cycle: see `out_of_patience`.
+    one cosine from the rate at the hand-over down to `lr_final`. Pairs hold the values of phases 1 and 2, and one
+    value stands for both. `image_size` (pixels) is the side that training images are shrunk to: a phase of smaller
+    images costs less time. `patience` (epochs, None for never) is counted within a cycle: see `out_of_patience`.
 
     Raises:
         RecipeError: for a value no run can be trained with; the message names the field.
     """
 
-    name: str = "seed-100"
-    model: str = "wrn-28-10"
-    epochs: int = 100
-    phase1_epochs: int = 60
-    batch_size: int = 256
-    seed: int = 0
-    lr_start: float = 0.01
-    lr_peak: float = 0.1
-    lr_floor: float = 1e-4
-    lr_final: float = 1e-5
-    warmup_epochs: float = 5
-    cycle_epochs: float = 25
-    momentum: float = 0.9
+    name: FileName = "seed-100"
+    model: FileName = "wrn-28-10"
+    epochs: Epochs = 100
+    phase1_epochs: Annotated[int, Field(ge=0)] = 60
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    lr_start: Rate = 0.01
+    lr_peak: Annotated[Rate, Field(gt=0)] = 0.1
+    lr_floor: Rate = 1e-4
+    lr_final: Rate = 1e-5
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5
+    cycle_epochs: Annotated[float, Field(gt=0, le=1e6)] = 25
+    momentum: Share = 0.9
     nesterov: bool = False
-    weight_decay: float = 1e-3
-    label_smoothing: float = 0.1
-    dropout: tuple[float, float] = (0.3, 0.2)
-    mixup_alpha: tuple[float, float] = (0.2, 0.15)
-    augmentation: tuple[str, str] = ("full", "reduced")
-    image_size: tuple[int, int] = (32, 32)
-    patience: int | None = 15
+    weight_decay: Rate = 1e-3
+    label_smoothing: Share = 0.1
+    dropout: Pair[Share] = (0.3, 0.2)
+    mixup_alpha: Pair[Annotated[float, Field(ge=0, le=1)]] = (0.2, 0.15)  # 0 turns MixUp off
+    augmentation: Pair[str] = ("full", "reduced")
+    image_size: Pair[Annotated[int, Field(ge=8, le=32, multiple_of=4)]] = (32, 32)
+    patience: Epochs | None = 15
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        at_least_0 = ("seed", "lr_start", "lr_floor", "lr_final", "warmup_epochs", "weight_decay")
-        for field in (*at_least_0, "phase1_epochs"):
-            _require(getattr(self, field) >= 0, field, getattr(self, field), "must not be negative")
-        for field in ("lr_peak", "cycle_epochs", "epochs", "batch_size"):
-            _require(getattr(self, field) > 0, field, getattr(self, field), "must be above 0")
-        for field in ("momentum", "label_smoothing"):
-            _require(0 <= getattr(self, field) < 1, field, getattr(self, field), "must be in [0, 1)")
-        _require(
-            self.phase1_epochs <= self.epochs,
-            "phase1_epochs",
-            self.phase1_epochs,
-            f"phase 1 is longer than the run of {self.epochs} epochs",
-        )
-        _require(
-            self.warmup_epochs <= min(self.cycle_epochs, self.phase1_epochs),
-            "warmup_epochs",
-            self.warmup_epochs,
-            "the warm-up must end within the first cycle and phase 1",
-        )
-        _require(self.seed < 2**63, "seed", self.seed, "must be below 2**63")
-        _require(self.lr_start <= self.lr_peak, "lr_start", self.lr_start, "is above lr_peak")
-        _require(self.lr_floor <= self.lr_peak, "lr_floor", self.lr_floor, "is above lr_peak")
-        _require(not self.nesterov or self.momentum > 0, "nesterov", self.nesterov, "needs a momentum above 0")
-        for p in self.dropout:
-            _require(0 <= p < 1, "dropout", self.dropout, "must be in [0, 1)")
-        for alpha in self.mixup_alpha:
-            _require(alpha >= 0, "mixup_alpha", self.mixup_alpha, "must not be negative; 0 turns MixUp off")
-        for policy in self.augmentation:
-            known = ", ".join(POLICIES)
-            _require(policy in POLICIES, "augmentation", policy, f"is unknown; there are {known}")
-        for side in self.image_size:
-            fits = 8 <= side <= 32 and side % 4 == 0
-            _require(fits, "image_size", self.image_size, "must be a multiple of 4 pixels from 8 to 32")
-        _require(
-            self.patience is None or self.patience > 0,
-            "patience",
-            self.patience,
-            "must be above 0, or null for no early stopping",
-        )
+        first = min(self.cycle_epochs, self.phase1_epochs)
+        rare = self.cycle_epochs >= 0.01 or self.phase1_epochs == 0
+        for holds, field, what in (
+            (self.phase1_epochs <= self.epochs, "phase1_epochs", f"must be within the {self.epochs} epochs"),
+            (self.warmup_epochs <= first, "warmup_epochs", "must end within the first cycle and phase 1"),
+            (rare, "cycle_epochs", "must be at least 0.01, which is a hundred restarts an epoch"),
+            (self.lr_start <= self.lr_peak, "lr_start", "is above lr_peak"),
+            (self.lr_floor <= self.lr_peak, "lr_floor", "is above lr_peak"),
+            (not self.nesterov or self.momentum > 0, "nesterov", "needs a momentum above 0"),
+            (POLICIES.keys() >= {*self.augmentation}, "augmentation", f"must be of {', '.join(POLICIES)}"),
+        ):
+            if not holds:
+                raise ValueError(f"{field} = {short(getattr(self, field))}: {what}")
 
     def at(self, epoch: float) -> Knobs:
         """The knobs at `epoch`, a float: 0.0 before the first step, `epochs` after the last.
@@ -206,8 +203,8 @@ class Recipe:
         Counts that have to be whole (run, phase 1, patience) are rounded. Patience is never shortened: noise
         from one epoch to the next does not shrink with the run.
         """
-        if not (math.isfinite(factor) and factor > 0):
-            raise RecipeError(f"cannot stretch a recipe by {factor}: the factor must be above 0")
+        if not 0 < factor <= 100_000:
+            raise RecipeError(f"cannot stretch by {short(factor)}: the factor must be above 0 and at most 100000")
         epochs = max(1, round(self.epochs * factor))
         phase1_epochs = min(epochs, round(self.phase1_epochs * factor))
         name = self.name if epochs == self.epochs else f"{re.sub('-[0-9]+ep$', '', self.name)}-{epochs}ep"
@@ -218,7 +215,7 @@ class Recipe:
             phase1_epochs=phase1_epochs,
             warmup_epochs=min(_whole(self.warmup_epochs * factor), phase1_epochs),
             cycle_epochs=_whole(self.cycle_epochs * factor),
-            patience=self.patience and max(self.patience, round(self.patience * factor)),
+            patience=self.patience and min(100_000, max(self.patience, round(self.patience * factor))),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -228,16 +225,16 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The recipe of `to_dict`; a single value for a pair stands for both phases.
+        """The recipe of `to_dict`.
 
         Raises:
             RecipeError: for a field that does not exist, or a value that cannot be trained with.
         """
-        return dataclasses.replace(cls(), **_as_fields(values))
+        return cls(**check(Mapping[str, Any], values, RecipeError, "a recipe"))
 
     def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
         """This recipe with some fields replaced, checked like `from_dict`."""
-        return dataclasses.replace(self, **_as_fields(settings))
+        return dataclasses.replace(self, **settings)
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as JSON."""
@@ -250,16 +247,11 @@ class Recipe:
         Raises:
             RecipeError: naming the file and what is wrong in it.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}") from error
-        if not isinstance(values, dict):
-            raise RecipeError(f"{path} is not a recipe: it should hold one JSON object")
-        try:
-            return cls.from_dict(values)
-        except RecipeError as error:
-            raise RecipeError(f"{path}: {error}") from error
+        return read_json(cls, path, RecipeError)
+
+
+# However a recipe is made, what pydantic finds wrong becomes a RecipeError.
+Recipe.__init__ = refusing(RecipeError, known=Recipe.__dataclass_fields__)(Recipe.__init__)  # type: ignore[method-assign]
 
 
 def _cosine(high: float, low: float, progress: float) -> float:
@@ -269,47 +261,3 @@ def _cosine(high: float, low: float, progress: float) -> float:
 def _whole(value: float) -> float:
     value = round(value, 9)
     return int(value) if float(value).is_integer() else value
-
-
-def _require(holds: bool, field: str, value: object, what: str) -> None:
-    if not holds:
-        raise RecipeError(f"{field} = {value!r}: {what}")
-
-
-_PAIRS = {"dropout": float, "mixup_alpha": float, "augmentation": str, "image_size": int}
-
-
-def _as_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    known = [field.name for field in dataclasses.fields(Recipe)]
-    for name in values:
-        if name not in known:
-            raise RecipeError(f"a recipe has no field {name!r}; its fields are {', '.join(known)}")
-    out = dict(values)
-    for name in _PAIRS.keys() & out.keys():
-        value = out[name]
-        out[name] = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    return out
-
-
-def _check_types(recipe: Recipe) -> None:
-    for field in dataclasses.fields(Recipe):
-        value = getattr(recipe, field.name)
-        if field.name in _PAIRS:
-            kind = _PAIRS[field.name]
-            is_pair = isinstance(value, tuple) and len(value) == 2
-            fits = is_pair and all(_is(part, kind) for part in value)
-            _require(fits, field.name, value, f"must be a pair of {kind.__name__}s, phase 1 and phase 2")
-        elif field.name == "patience":
-            _require(value is None or _is(value, int), "patience", value, "must be a whole number or null")
-        else:
-            kind = type(field.default)
-            if field.name in ("warmup_epochs", "cycle_epochs"):
-                kind = float
-            words = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a text"}
-            _require(_is(value, kind), field.name, value, f"must be {words[kind]}")
-
-
-def _is(value: object, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -54,11 +54,17 @@ def read_json(kind: Any, path: str | Path, error: type[Exception]) -> Any:
     return check(kind, content, error, path)
 
 
+def short(value: object) -> str:
+    """`value` as code, in some 40 characters."""
+    huge = isinstance(value, int) and value.bit_length() > 1000  # Python refuses to print more than 4300 digits
+    return "a huge number" if huge else reprlib.repr(value)
+
+
 def _sentence(refusal: ValidationError, known: Iterable[str]) -> str:
     first = refusal.errors()[0]
     place = list(first["loc"])
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"there is no {place[-1]!r}" + (f"; there are {', '.join(known)}" if known else "")
+        return f"there is no field {place[-1]!r}" + (f"; the fields are {', '.join(known)}" if known else "")
     if place and first["type"] == "missing" and isinstance(place[-1], str):
         return f"{_dotted(place)} is missing"
     if place and isinstance(place[-1], int):
@@ -66,7 +72,7 @@ def _sentence(refusal: ValidationError, known: Iterable[str]) -> str:
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
     if first["type"] == "missing":
         message = "has too few values"
-    return f"{_dotted(place)} = {reprlib.repr(first['input'])}: {message}" if place else message
+    return f"{_dotted(place)} = {short(first['input'])}: {message}" if place else message
 
 
 def _dotted(place: list[int | str]) -> str:

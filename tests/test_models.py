@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,31 +256,6 @@ def test_without_a_seed_the_global_random_state_makes_the_weights() -> None:
     assert not torch.equal(one, next_one)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet-50", "wrn", "wrn-28", "WRN-28-10", "wrn-28-10-2", "wrn-a-b", " wrn-28-10", ""]
-)
-def test_an_unknown_name_is_repeated_with_those_there_are(name: str) -> None:
-    with pytest.raises(s8.ModelError, match="resnet-42, or wrn-D-K") as caught:
-        s8.build_model(name)
-    assert repr(name) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: s8.build_model("wrn-27-10"), r"depth = 27: .*6n\+4"),
-        (lambda: s8.build_model("wrn-4-2"), "depth = 4"),
-        (lambda: s8.WideResNet(depth=-2), "depth = -2"),
-        (lambda: s8.build_model("wrn-10-0"), "widen_factor = 0"),
-        (lambda: s8.build_model("wrn-10-1", num_classes=0), "num_classes = 0"),
-        (lambda: s8.ResNet42(num_classes=-1), "num_classes = -1"),
-    ],
-)
-def test_a_size_that_cannot_be_is_refused(build: Callable[[], object], message: str) -> None:
-    with pytest.raises(s8.ModelError, match=message):
-        build()
-
-
 # weights in files
 
 SAVE: dict[str, Callable[[Any, Path], object]] = {
@@ -321,16 +297,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def drop(weights: dict[str, Tensor]) -> None:
-    del weights["block2.layer.1.conv2.weight"]
-
-
-def add(weights: dict[str, Tensor]) -> None:
-    weights["head.weight"] = torch.zeros(3)
-
-
 def reshape(weights: dict[str, Tensor]) -> None:
     weights["fc.weight"] = torch.zeros(100, 128)
+
+
+def poison(weights: dict[str, Tensor]) -> None:
+    weights["bn1.running_var"][3] = -1.0
 
 
 def empty(weights: dict[str, Tensor]) -> None:
@@ -338,15 +310,17 @@ def empty(weights: dict[str, Tensor]) -> None:
 
 
 UNFIT = [
-    (drop, r"block2\.layer\.1\.conv2\.weight is missing"),
-    (add, r"head\.weight is not part of it"),
-    (reshape, r"fc\.weight has shape \[100, 128\] instead of \[10, 128\]"),
-    (empty, r"is missing; .* and \d+ more"),
+    (
+        reshape,
+        "does not fit wrn-16-2 with 10 classes: fc.weight: float .10, 128. expected, float .100, 128. found",
+    ),
+    (poison, "bn1.running_var holds a negative variance"),
+    (empty, r"expected, nothing found; .* and \d+ more"),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "message"), UNFIT)
-def test_weights_that_do_not_fit_are_refused_with_what_does_not(
+def test_a_file_of_weights_that_do_not_fit_is_named(
     folder: Path, spoil: Callable[[dict[str, Tensor]], None], message: str
 ) -> None:
     weights = load_file(folder / "model.safetensors")
@@ -356,7 +330,6 @@ def test_weights_that_do_not_fit_are_refused_with_what_does_not(
         with pytest.raises(s8.ModelError, match=message) as caught:
             load(str(folder))
         assert str(folder / "model.safetensors") in str(caught.value)
-        assert "does not fit wrn-16-2 with 10 classes" in str(caught.value)
 
 
 @pytest.mark.parametrize(("spoil", "message"), UNFIT)
@@ -370,16 +343,6 @@ def test_public_weights_that_do_not_fit_leave_the_network_as_it_was(
     with pytest.raises(s8.ModelError, match=message):
         s8.load_public_weights(model, weights)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
-def test_a_file_cut_short_is_refused_by_name(folder: Path, keep: int) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:keep])
-    for load in (s8.WideResNet.from_pretrained, s8.load_model):
-        with pytest.raises(s8.ModelError, match="cannot read the weights") as caught:
-            load(str(folder))
-        assert str(file) in str(caught.value)
 
 
 class Trap:
@@ -412,21 +375,35 @@ def test_loading_is_strict_and_cannot_be_made_otherwise(folder: Path) -> None:
         s8.WideResNet.from_pretrained(str(folder), strict=False)
 
 
-@pytest.mark.parametrize("content", [None, b"{", b"\xff"])
-def test_a_folder_without_a_readable_configuration_is_refused_by_name(folder: Path, content: bytes | None) -> None:
-    (folder / "config.json").unlink()
-    if content is not None:
-        (folder / "config.json").write_bytes(content)
-    with pytest.raises(s8.ModelError, match="cannot read the model's configuration") as caught:
-        s8.load_model(folder)
-    assert str(folder / "config.json") in str(caught.value)
-
-
-def test_a_configuration_that_is_not_the_weights_is_refused(folder: Path) -> None:
+def test_what_a_config_asks_for_takes_no_memory_before_the_file_is_seen_to_hold_it(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"widen_factor": 1}))
-    with pytest.raises(s8.ModelError, match="does not fit wrn-16-1 with 10 classes"):
+    (folder / "config.json").write_text(json.dumps(config | {"depth": 10, "widen_factor": 60}))  # 1.4 GB
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(s8.ModelError, match="does not fit wrn-10-60 with 10 classes"):
         s8.load_model(folder)
-    (folder / "config.json").write_text(json.dumps(config | {"depth": 17}))
-    with pytest.raises(s8.ModelError, match="depth = 17"):
-        s8.load_model(folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # KiB
+
+
+def test_a_loaded_network_trains_and_does_not_depend_on_its_file(folder: Path) -> None:
+    state = torch.get_rng_state()
+    model = s8.load_model(folder)
+    assert torch.equal(torch.get_rng_state(), state), "no random number is drawn for weights that are read"
+    expected = logits(model)
+    (folder / "model.safetensors").write_bytes(b"")
+    assert torch.equal(logits(model), expected)
+    model.to(memory_format=torch.channels_last).train()(images(2)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_weights_without_counters_in_another_precision_beside_unknown_keys_are_taken(folder: Path) -> None:
+    model = small_wrn()
+    save_model(model, folder)
+    (folder / "config.json").write_text(json.dumps(model.config | {"license": "mit"}))
+    file = folder / "model.safetensors"
+    saved = load_file(file)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        save_file({name: t.to(dtype) for name, t in saved.items() if t.is_floating_point()}, file)
+        loaded = s8.load_model(folder)
+        assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32, torch.int64}
+        torch.testing.assert_close(loaded.fc.weight, model.fc.weight, rtol=1e-2, atol=1e-3)
+        assert int(loaded.bn1.num_batches_tracked) == 0

@@ -89,7 +89,10 @@ BAD_MANIFESTS = {
         lambda m: json.dumps({"checkpoints": {}, "best": None, "identity": None}).encode(),
         "names no checkpoint|no manifest that names them",
     ),
-    "another schema": (lambda m: b'{"version": 7, "items": []}', "no manifest of a run|no manifest that names them"),
+    "another schema": (
+        lambda m: b'{"version": 7, "items": []}',
+        "no manifest of a run|no manifest that names them",
+    ),
     "of a later version": (
         lambda m: m.seal().replace(f'"format": {FORMAT}'.encode(), f'"format": {FORMAT + 1}'.encode()),
         "saved by a later version of s8lib .*: update s8lib",
@@ -103,7 +106,10 @@ BAD_MANIFESTS = {
         lambda m: json.dumps({"checkpoints": {"epoch_001.pt": 5}, "best": None}).encode(),
         "no manifest of a run|no manifest that names them",
     ),
-    "deeply nested": (lambda m: b'{"checkpoints": ' + b"[" * 100_000, "cannot be read|names them|not that of a run"),
+    "deeply nested": (
+        lambda m: b'{"checkpoints": ' + b"[" * 100_000,
+        "cannot be read|names them|not that of a run",
+    ),
     "leading out": (
         lambda m: json.dumps(
             {"checkpoints": {"../../x.pt": {"epoch": 1, "bytes": 1, "sha256": "0" * 64}}, "best": None}

@@ -1,4 +1,4 @@
-"""The schedule is the seed's, step by step as torch's own schedulers run it; what cannot be trained is refused."""
+"""The schedule is the seed's, step by step as torch's own schedulers run it."""
 
 from __future__ import annotations
 
@@ -194,12 +194,6 @@ def test_stretching_says_so_in_the_name_once() -> None:
     assert s8.SEED_100.stretched(0.1).stretched(3).name == "seed-100-30ep"
 
 
-@pytest.mark.parametrize("factor", [0, -1, math.nan, math.inf])
-def test_a_factor_that_is_no_stretch_is_refused(factor: float) -> None:
-    with pytest.raises(s8.RecipeError, match="factor must be above 0"):
-        s8.SEED_100.stretched(factor)
-
-
 def test_quick_has_two_phases_and_ends_low() -> None:
     quick = s8.QUICK
     assert {quick.phase(epoch) for epoch in range(quick.epochs)} == {1, 2}
@@ -213,80 +207,6 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         s8.SEED_100.epochs = 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         s8.SEED_100.at(0).lr = 1.0
-
-
-# what makes no recipe
-
-NEGATIVE = "must not be negative"
-REFUSED: list[tuple[str, Any, str]] = [
-    ("lr_start", -0.01, NEGATIVE),
-    ("lr_floor", -1e-4, NEGATIVE),
-    ("lr_final", -1e-5, NEGATIVE),
-    ("weight_decay", -1e-3, NEGATIVE),
-    ("warmup_epochs", -1, NEGATIVE),
-    ("phase1_epochs", -1, NEGATIVE),
-    ("seed", -1, NEGATIVE),
-    ("lr_peak", 0.0, "above 0"),
-    ("cycle_epochs", 0, "above 0"),
-    ("epochs", 0, "above 0"),
-    ("batch_size", 0, "above 0"),
-    ("patience", 0, "above 0"),
-    ("momentum", 1.0, r"in \[0, 1\)"),
-    ("momentum", -0.1, r"in \[0, 1\)"),
-    ("label_smoothing", 1.0, r"in \[0, 1\)"),
-    ("dropout", (0.3, 1.0), r"in \[0, 1\)"),
-    ("dropout", (-0.1, 0.2), r"in \[0, 1\)"),
-    ("mixup_alpha", (0.2, -0.1), NEGATIVE),
-    ("augmentation", ("full", "autoaugment"), "unknown; there are full, reduced"),
-    ("phase1_epochs", 101, "longer than the run of 100 epochs"),
-    ("warmup_epochs", 26, "within the first cycle"),
-    ("lr_start", 0.2, "above lr_peak"),
-    ("lr_floor", 0.2, "above lr_peak"),
-    ("lr_peak", math.nan, "finite number"),
-    ("lr_peak", math.inf, "finite number"),
-    ("weight_decay", "0.001", "finite number"),
-    ("warmup_epochs", "5", "finite number"),
-    ("lr_peak", None, "finite number"),
-    ("lr_peak", True, "finite number"),
-    ("epochs", 100.0, "whole number"),
-    ("epochs", True, "whole number"),
-    ("batch_size", "256", "whole number"),
-    ("seed", False, "whole number"),
-    ("patience", 1.5, "whole number or null"),
-    ("patience", True, "whole number or null"),
-    ("nesterov", 1, "true or false"),
-    ("name", 7, "a text"),
-    ("model", None, "a text"),
-    ("dropout", (0.3,), "pair of floats"),
-    ("dropout", (0.3, 0.2, 0.1), "pair of floats"),
-    ("dropout", (0.3, math.nan), "pair of floats"),
-    ("mixup_alpha", ("0.2", 0.1), "pair of floats"),
-    ("augmentation", ("full", None), "pair of strs"),
-    ("image_size", (24.0, 32), "pair of ints"),
-    ("image_size", (30, 32), "multiple of 4 pixels from 8 to 32"),
-    ("image_size", (4, 32), "multiple of 4 pixels from 8 to 32"),
-    ("image_size", (32, 36), "multiple of 4 pixels from 8 to 32"),
-]
-
-
-@pytest.mark.parametrize(("field", "value", "why"), REFUSED)
-def test_a_value_no_run_can_be_trained_with_is_refused_by_name(field: str, value: Any, why: str) -> None:
-    with pytest.raises(s8.RecipeError, match=f"^{field} = .*{why}"):
-        dataclasses.replace(s8.SEED_100, **{field: value})
-    with pytest.raises(s8.RecipeError, match=f"^{field} = .*{why}"):
-        s8.Recipe.from_dict({field: value})
-    with pytest.raises(s8.RecipeError, match=f"^{field} = .*{why}"):
-        s8.SEED_100.with_settings({field: value})
-
-
-def test_nesterov_needs_momentum() -> None:
-    with pytest.raises(s8.RecipeError, match=r"^nesterov = True: needs a momentum above 0"):
-        s8.Recipe(nesterov=True, momentum=0.0)
-
-
-def test_a_warmup_longer_than_phase_1_is_refused() -> None:
-    with pytest.raises(s8.RecipeError, match=r"^warmup_epochs = 5"):
-        s8.Recipe(phase1_epochs=4)
 
 
 def test_a_recipe_of_one_phase_only_is_a_recipe() -> None:
@@ -324,43 +244,21 @@ def test_settings_change_this_recipe_not_the_default_one() -> None:
     assert s8.QUICK.with_settings({"seed": 5}) == dataclasses.replace(s8.QUICK, seed=5)
 
 
-def test_an_unknown_field_is_named_with_those_there_are() -> None:
-    for make in (s8.Recipe.from_dict, s8.SEED_100.with_settings):
-        with pytest.raises(s8.RecipeError, match="no field 'learning_rate'; its fields are .*lr_peak"):
-            make({"learning_rate": 0.1})
-
-
 @pytest.mark.parametrize(
-    ("content", "why"),
-    [
-        (None, "cannot read"),
-        (b"{not json", "cannot read"),
-        (b"\xff\xfe\x00", "cannot read"),
-        (b"[1, 2]", "one JSON object"),
-        (b"null", "one JSON object"),
-    ],
+    ("field", "value"), [("epochs", "9"), ("lr", 1), ("dropout", [0.3, 1.0]), ("lr_start", 0.2)]
 )
-def test_a_file_that_holds_no_recipe_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
-    file = tmp_path / "my recipe.json"
-    if content is not None:
-        file.write_bytes(content)
-    with pytest.raises(s8.RecipeError, match=why) as caught:
-        s8.Recipe.load(file)
-    assert str(file) in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("values", "field"),
-    [({"lr": 1}, "no field 'lr'"), ({"epochs": "9"}, "epochs = '9'"), ({"seed": -1}, "seed = -1")],
-)
-def test_a_file_with_a_wrong_field_is_refused_naming_both(
-    tmp_path: Path, values: dict[str, Any], field: str
-) -> None:
+def test_however_a_recipe_is_made_it_is_checked(tmp_path: Path, field: str, value: Any) -> None:
     file = tmp_path / "recipe.json"
-    file.write_text(json.dumps(values))
-    with pytest.raises(s8.RecipeError, match=field) as caught:
-        s8.Recipe.load(file)
-    assert str(file) in str(caught.value)
+    file.write_text(json.dumps({field: value}))
+    for make in (
+        lambda: s8.Recipe(**{field: value}),
+        lambda: dataclasses.replace(s8.QUICK, **{field: value, "lr_peak": 0.1}),
+        lambda: s8.Recipe.from_dict({field: value}),
+        lambda: s8.SEED_100.with_settings({field: value}),
+        lambda: s8.Recipe.load(file),
+    ):
+        with pytest.raises(s8.RecipeError, match=field):
+            make()
 
 
 # early stopping

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from s8lib.data.download import HUB_FILES, TORONTO_FILES, DataError, one_line
+from s8lib.data.download import HUB_FILES, TORONTO_FILES, DataError
 from s8lib.data.download import download as download_into
+from s8lib.hub_client import one_line
 
 # Each superclass and its classes. Labels count both in alphabetical order, which the digests below fix, so no file
 # is asked for its names.

@@ -9,13 +9,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from s8lib.hub_client import one_line
+from s8lib.validation import BadInput
+
 HUB_REPO = "uoft-cs/cifar100"
 HUB_FILES = {split: f"cifar100/{split}-00000-of-00001.parquet" for split in ("train", "test")}
 TORONTO_FILES = {name: f"cifar-100-python/{name}" for name in ("train", "test", "meta")}
 STALLED_AFTER = 60.0  # seconds without a byte; Toronto may be slow, and has needed an hour, but not silent
 
 
-class DataError(ValueError):
+class DataError(BadInput):
     """Data that are missing, damaged or of another kind; the message says which, and what to do."""
 
 
@@ -81,10 +84,3 @@ def _from_toronto(folder: Path) -> None:
     finally:
         socket.setdefaulttimeout(patience)
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def one_line(error: BaseException) -> str:
-    """What is at the root of `error`: the Hub client wraps "Connection refused" in a paragraph of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

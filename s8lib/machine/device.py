@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from s8lib import __version__
+from s8lib.validation import BadInput
 
 # Deterministic algorithms need this, and torch looks at it once, at the process's first product of matrices.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-class DeviceError(ValueError):
+class DeviceError(BadInput):
     """A device, precision or compiler setting that cannot be used here."""
 
 
@@ -36,6 +37,8 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         device = best.type if best is not None and best.type in ("cuda", "mps") else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cuda", "mps", "cpu"):
+            raise RuntimeError("use cuda, mps or cpu")
         if chosen.type == "cuda" and chosen.index is None and torch.cuda.is_available():
             local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun's: a GPU for each process of a node
             chosen = torch.device("cuda", local_rank % torch.cuda.device_count())

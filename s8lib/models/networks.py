@@ -5,17 +5,44 @@ Both are saved as `config.json` + `model.safetensors` and loaded with `from_pret
 
 from __future__ import annotations
 
-import json
+import os
 import re
+from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, read_safetensors
+from s8lib.validation import check, read_json
+
+LARGEST = 2e9  # parameters, 8 GB of them
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+
+
+def _six_n_plus_4(depth: int) -> int:
+    if depth % 6 != 4:
+        raise ValueError("a WideResNet has 6n+4 layers, such as 10, 16, 22, 28 or 40")
+    return depth
+
+
+class ResNet42Config(TypedDict, total=False):
+    """What a ResNet-42's config.json may hold; other keys are ignored, as in every config of the Hub."""
+
+    num_classes: Annotated[int, Field(ge=1, le=100_000)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class WideResNetConfig(ResNet42Config, total=False):
+    """What a WideResNet's config.json may hold."""
+
+    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]
+    widen_factor: Annotated[int, Field(ge=1, le=1000)]
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
@@ -27,6 +54,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
     name: str
     config: dict[str, Any]
+    Config: ClassVar[Any]  # the type of `config`
 
     def set_dropout(self, p: float) -> None:
         """Set the dropout probability inside every block, in place."""
@@ -34,35 +62,35 @@ class Network(nn.Module, PyTorchModelHubMixin):
             if isinstance(module, WideBlock):
                 module.dropout.p = p
 
+    def refuse_other_classes(self, number: int) -> None:
+        """Raise ModelError unless the network tells `number` classes apart."""
+        if self.config["num_classes"] != number:
+            raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {number}")
+
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(
         cls,
+        pretrained_model_name_or_path: str | Path,
         *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        map_location: str = "cpu",
+        map_location: str | torch.device = "cpu",
         strict: bool = True,
-        **init_args: Any,
-    ) -> Network:
+        **options: Any,
+    ) -> Self:
+        """The network in a folder or a Hub repository; `options` are the mixin's, and values for the config's.
+
+        Raises:
+            ModelError: config or weights cannot be read, are out of bounds, or do not fit each other.
+        """
         if not strict:
             raise ModelError("strict=False would leave missing weights at random values: weights load strictly")
-        file = _file_of(
-            model_id,
-            SAFETENSORS,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        weights = read_safetensors(file, str(map_location))
-        model = cls(**init_args).to(map_location)
-        load_strictly(model, weights, str(file))
-        return model.eval()
+        source = str(pretrained_model_name_or_path)
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        config = read_json(cls.Config, _file_of(source, CONFIG, **hub), ModelError)
+        with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
+            model = cls(**config | options)
+        file = _file_of(source, SAFETENSORS, **hub)
+        load_strictly(model, read_safetensors(file), str(file), assign=True)
+        return model.to(map_location).eval()
 
 
 class WideBlock(nn.Module):
@@ -87,20 +115,6 @@ class WideBlock(nn.Module):
         return out + residual
 
 
-class WideGroup(nn.Module):
-    """The blocks of one width; the first one strides and widens."""
-
-    def __init__(self, blocks: int, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
-        super().__init__()
-        self.layer = nn.Sequential(
-            WideBlock(in_channels, out_channels, stride, dropout),
-            *(WideBlock(out_channels, out_channels, 1, dropout) for _ in range(blocks - 1)),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
-
-
 class WideResNet(Network):
     """WideResNet-`depth`-`widen_factor` for [N, 3, 32, 32] images, normalised as `augment.normalize` does.
 
@@ -110,32 +124,33 @@ class WideResNet(Network):
         num_classes: width of the output, [N, num_classes] logits.
         dropout: probability between the two convolutions of each block.
     Raises:
-        ModelError: for a depth that is not 6n+4, or a width or class count below 1.
+        ModelError: for a depth that is not 6n+4, another value out of bounds, or more than 2 billion parameters.
     """
+
+    Config = WideResNetConfig
 
     def __init__(
         self, depth: int = 28, widen_factor: int = 10, num_classes: int = 100, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if depth < 10 or (depth - 4) % 6:
-            raise ModelError(f"depth = {depth}: a WideResNet has 6n+4 layers, such as 10, 16, 22, 28 or 40")
-        if widen_factor < 1:
-            raise ModelError(f"widen_factor = {widen_factor}: must be at least 1")
-        _check_classes(num_classes)
-        self.name = f"wrn-{depth}-{widen_factor}"
         self.config = {
             "depth": depth,
             "widen_factor": widen_factor,
             "num_classes": num_classes,
             "dropout": dropout,
         }
+        check(self.Config, self.config, ModelError)
+        self.name = f"wrn-{depth}-{widen_factor}"
         blocks = (depth - 4) // 6
+        parameters = 96_768 * blocks * widen_factor**2  # the convolutions' nearly: 18 * 16**2 * (1 + 2**2 + 4**2)
+        if parameters > LARGEST:
+            raise ModelError(f"{self.name} would have {parameters:.1e} parameters: the most is {LARGEST:.0e}")
         narrow, middle, wide = (width * widen_factor for width in (16, 32, 64))
         # Module names are those of the common public implementations, so their weights fit.
         self.conv1 = _conv3x3(3, 16, 1)
-        self.block1 = WideGroup(blocks, 16, narrow, 1, dropout)
-        self.block2 = WideGroup(blocks, narrow, middle, 2, dropout)
-        self.block3 = WideGroup(blocks, middle, wide, 2, dropout)
+        self.block1 = _wide_group(blocks, 16, narrow, 1, dropout)
+        self.block2 = _wide_group(blocks, narrow, middle, 2, dropout)
+        self.block3 = _wide_group(blocks, middle, wide, 2, dropout)
         self.bn1 = nn.BatchNorm2d(wide)
         self.fc = nn.Linear(wide, num_classes)
         _initialise(self)
@@ -173,13 +188,17 @@ class ResNet42(Network):
     Args:
         num_classes: width of the output, [N, num_classes] logits for [N, 3, 32, 32] images.
         dropout: probability before the linear layer; no schedule touches it.
+    Raises:
+        ModelError: for a value out of bounds.
     """
+
+    Config = ResNet42Config
 
     def __init__(self, num_classes: int = 100, dropout: float = 0.512) -> None:
         super().__init__()
-        _check_classes(num_classes)
-        self.name = "resnet-42"
         self.config = {"num_classes": num_classes, "dropout": dropout}
+        check(self.Config, self.config, ModelError)
+        self.name = "resnet-42"
         self.conv1 = _conv3x3(3, 64, 1)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
@@ -207,9 +226,9 @@ def build_model(
         dropout: inside the blocks; `resnet-42` has none there and keeps its own before the head.
         seed: makes the weights a function of it and leaves the global random state alone.
     Raises:
-        ModelError: for a name that is neither.
+        ModelError: for a name that is neither, or a value out of bounds.
     """
-    wide = re.fullmatch(r"wrn-(\d+)-(\d+)", name)
+    wide = re.fullmatch(r"wrn-([0-9]{1,9})-([0-9]{1,9})", str(name))
     if not wide and name != "resnet-42":
         raise ModelError(
             f"there is no model {name!r}: use resnet-42, or wrn-D-K for a WideResNet such as wrn-28-10"
@@ -219,6 +238,7 @@ def build_model(
             torch.default_generator.manual_seed(seed)
         if wide:
             return WideResNet(int(wide[1]), int(wide[2]), num_classes, dropout)
+        check(ResNet42Config, {"dropout": dropout}, ModelError)
         return ResNet42(num_classes)
 
 
@@ -226,20 +246,16 @@ def load_model(source: str | Path, revision: str | None = None, device: str = "c
     """The network saved in a folder or a Hub repository, whichever of the two kinds it is, in eval mode.
 
     Raises:
-        ModelError: if there is no config.json, or the weights do not fit it.
+        ModelError: as `Network.from_pretrained`.
     """
-    file = _file_of(str(source), CONFIG, revision=revision)
-    try:
-        config = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"cannot read the model's configuration {file}: {error}") from error
+    config = read_json(WideResNetConfig, _file_of(str(source), CONFIG, revision=revision), ModelError)
     kind: type[WideResNet] | type[ResNet42] = WideResNet if "depth" in config else ResNet42
-    return kind.from_pretrained(str(source), revision=revision, map_location=device)
+    return kind.from_pretrained(source, revision=revision, map_location=device)
 
 
 def _file_of(source: str, name: str, **hub_options: Any) -> Path:
     """The file `name` of a saved model: in the folder `source`, or fetched from the Hub repository `source`."""
-    if Path(source).is_dir():
+    if os.path.isdir(source):  # which, unlike Path, answers for a name of 5,000 letters too
         return Path(source, name)
     try:
         return Path(hf_hub_download(source, name, **hub_options))
@@ -252,6 +268,12 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
+def _wide_group(blocks: int, in_channels: int, out_channels: int, stride: int, dropout: float) -> nn.Sequential:
+    first = WideBlock(in_channels, out_channels, stride, dropout)
+    rest = (WideBlock(out_channels, out_channels, 1, dropout) for _ in range(blocks - 1))
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))
+
+
 def _basic_group(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, out_channels, stride)
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(4)))
@@ -259,12 +281,7 @@ def _basic_group(in_channels: int, out_channels: int, stride: int) -> nn.Sequent
 
 def _initialise(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # where normal_ takes torch 2 s to load
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
-
-
-def _check_classes(num_classes: int) -> None:
-    if num_classes < 1:
-        raise ModelError(f"num_classes = {num_classes}: must be at least 1")

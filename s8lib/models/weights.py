@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from s8lib.validation import BadInput
+
 CONFIG, SAFETENSORS = "config.json", "model.safetensors"
 
 
-class ModelError(ValueError):
+class ModelError(BadInput):
     """A network that cannot be built, or weights that do not fit one."""
 
 
@@ -29,14 +32,14 @@ def save_model(model: Any, folder: Path) -> None:
         raise OSError(f"cannot write {folder / SAFETENSORS}: {error}") from error
 
 
-def read_safetensors(file: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped into memory: only those that are looked at get read.
 
     Raises:
         ModelError: naming the file, if it cannot be read.
     """
     try:
-        return load_file(file, device=device)
+        return load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"cannot read the weights {file}: {error}") from error
 
@@ -54,27 +57,45 @@ def load_public_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> N
         re.sub(r"^((module|_orig_mod)\.)+", "", name).replace("convShortcut", "shortcut"): tensor
         for name, tensor in state_dict.items()
     }
-    load_strictly(model, weights, "the state dict")
+    load_strictly(model, weights, "the state dict", assign=False)
 
 
-def load_strictly(model: Any, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load `weights`, which came from `source`, if and only if every name and shape is the model's.
+def load_strictly(model: Any, weights: Mapping[str, Tensor], source: str, assign: bool) -> None:
+    """Load `weights`, which came from `source`, as float32, if and only if every name and shape is the model's.
 
+    Counters of batches, which public weights often lack, may be missing: they are 0 then, and nothing reads them.
+
+    Args:
+        assign: make them the model's own tensors, for a model on the `meta` device; else copy into what it has.
     Raises:
-        ModelError: listing what does not fit; the model is unchanged.
+        ModelError: listing what does not fit, or naming numbers that no training leaves; the model is unchanged.
     """
-    own = model.state_dict()
-    problems = [f"{name} is missing" for name in own.keys() - weights.keys()]
-    problems += [f"{name} is not part of it" for name in weights.keys() - own.keys()]
-    problems += [
-        f"{name} has shape {list(weights[name].shape)} instead of {list(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if weights[name].shape != own[name].shape
+    wanted, found = (
+        {name: _kind(value) for name, value in part.items()} for part in (model.state_dict(), weights)
+    )
+    counters = [name for name in wanted if name.endswith(".num_batches_tracked")]
+    found = {name: wanted[name] for name in counters} | found
+    problems = [
+        f"{name}: {wanted.get(name, 'nothing')} expected, {found.get(name, 'nothing')} found"
+        for name in sorted(wanted.keys() | found.keys())
+        if wanted.get(name) != found.get(name)
     ]
     if problems:
+        fits = f"{source} does not fit {model.name} with {model.config['num_classes']} classes"
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        classes = model.config["num_classes"]
-        raise ModelError(
-            f"{source} does not fit {model.name} with {classes} classes: {'; '.join(sorted(problems)[:3])}{more}"
-        )
-    model.load_state_dict(weights, strict=True)
+        raise ModelError(f"{fits}: {'; '.join(problems[:3])}{more}")
+    # Copied: a tensor that stays mapped ends the process if its file is cut short later.
+    loaded = {name: tensor.detach().to(torch.float32, copy=True) for name, tensor in weights.items()}
+    loaded |= {name: torch.as_tensor(weights.get(name, 0)).clone() for name in counters}
+    for name, tensor in loaded.items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"{source}: {name} holds NaN or infinity")
+        if name.endswith(".running_var") and (tensor < 0).any():
+            raise ModelError(f"{source}: {name} holds a negative variance")
+    model.load_state_dict(loaded, strict=True, assign=assign)
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{'float' if value.is_floating_point() else value.dtype} {list(value.shape)}"

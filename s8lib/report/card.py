@@ -16,13 +16,6 @@ from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog, selector
 
-<<<<<<< HEAD
-TEMPLATE = """---
-{metadata}
-=======
-# Cifar100.fingerprint() of the real data
-CIFAR100_FINGERPRINT = "64e4c448bc0b3e04c30e3896dddc7cd8caa2ed1e149fafbed7f88706f8ffad0e"
-
 # These steps are PREPARATION, but for transparent pictures.
 WITHOUT_S8LIB = """
 ### Without s8lib
@@ -76,7 +69,7 @@ def make_card(
     log = run.log() if log is None else log
     recipe, sessions = run.recipe(), run.sessions()
     best, final = log[run.best_weights()[0] - 1], log[-1]
-    identity, session = run.manifest()["identity"], sessions[-1] if sessions else {}
+    identity, session = run.manifest().identity, sessions[-1] if sessions else {}
     is_cifar = identity is not None and identity["data"]["sha256"] == CIFAR100_FINGERPRINT
     data, test_images = f"other data ({session.get('data', 'unnamed')})", session.get("test_images")
     network, paper, citation = "WideResNet", "arXiv:1605.07146", WRN
@@ -114,7 +107,6 @@ def make_card(
         counted += " might have given, and not what another seed would."
     return ModelCard(f"""---
 {_metadata(recipe, data, is_cifar, best, repo_id).to_yaml().strip()}
->>>>>>> report
 ---
 
 # {recipe.model} on {data}

@@ -11,15 +11,9 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
-<<<<<<< HEAD
 from s8lib.metrics import BINS, calibration
-from s8lib.report.evaluation import Evaluation
-from s8lib.report.style import BLUE, FAINT, GRID, INK, RED, WIDTH, Figure, plain
-from s8lib.report.thumbnails import in_words, thumbnail
-=======
 from s8lib.report.answers import Evaluation
 from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, WIDTH, Figure, in_words, plain
->>>>>>> report
 
 PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
 EXAMPLES = 4  # images beside each of the worst classes
@@ -40,13 +34,8 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     ax.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 100))
     for row, column in (shares >= PRINTED).nonzero().tolist():
         share = float(shares[row, column])
-<<<<<<< HEAD
-        color = "white" if share > 35 else INK
-        ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8.5, color=color)
-=======
         ink = "white" if share > 35 else INK
         ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8.5, color=ink)
->>>>>>> report
     names = [textwrap.fill(in_words(name), 20) for name in evaluation.superclasses]
     ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
     ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
@@ -56,14 +45,7 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
 
 
 def _confusion(evaluation: Evaluation) -> Tensor:
-<<<<<<< HEAD
-    """[20, 20] float64: row true, column predicted, percent of the row; nan for a superclass without images.
-
-    A prediction of a class without a superclass, one that the split has no image of, is left out.
-    """
-=======
     """[20, 20] float64: row true, column predicted, percent of the row; nan for a superclass without images."""
->>>>>>> report
     n = len(evaluation.superclasses)
     predicted = evaluation.superclass_of[evaluation.predicted]
     known = predicted >= 0  # not a class that the data has no image of
@@ -154,14 +136,8 @@ def reliability(evaluation: Evaluation) -> Figure:
     diagram.bar(middles, sure - accuracy, 0.5 * width, accuracy, **hatched)
     diagram.plot([0, 100], [0, 100], "--", color=INK, linewidth=1.2, label="perfectly calibrated")
     diagram.legend(loc="upper left", framealpha=1)
-<<<<<<< HEAD
-    diagram.set_ylabel("accuracy (%)")
-    diagram.set_ylim(0, 100)
-    sizes.bar(middles, images, width, color=FAINT, edgecolor="white")
-=======
     diagram.set(ylabel="accuracy (%)", ylim=(0, 100))
-    sizes.bar(middles, images[filled].numpy(), width, color=FAINT, edgecolor="white")
->>>>>>> report
+    sizes.bar(middles, images, width, color=FAINT, edgecolor="white")
     sizes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     sizes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     sizes.set(xlabel=f"confidence: probability of the predicted class (%), {BINS} bins", ylabel="test images")

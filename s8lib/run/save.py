@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from s8lib.recipe import Recipe
-from s8lib.validation import check
+from s8lib.validation import BadInput, check
 
 FORMAT = 2  # of the manifest; 1, without a number, had no sha256 of its own and named fewer files
 KEEP = 5  # checkpoints
@@ -33,7 +33,7 @@ WEIGHTS, CONFIG = "best/model.safetensors", "best/config.json"
 CHECKPOINT = re.compile(r"checkpoints/epoch_([0-9]+)\.pt")
 
 
-class RunError(RuntimeError):
+class RunError(BadInput):
     """A run that cannot be used as asked; the message says what to do. The run is unchanged."""
 
 

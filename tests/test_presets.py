@@ -1,4 +1,4 @@
-"""What is trained when little is said."""
+"""Recipe and data of someone who names none, and what is shown while they are trained on."""
 
 from __future__ import annotations
 
