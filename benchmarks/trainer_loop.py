@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import s8lib as s8
+from s8lib.data.batches import plan_epoch
 from s8lib.machine.ranks import ALONE
-from s8lib.run.state import fresh_state
-from s8lib.step import Step
-from s8lib.trainer import _train_epoch  # the loop itself: measuring a copy of it would prove nothing
+from s8lib.session import make_optimizer
+from s8lib.trainer import loss_function, train_epoch, try_out  # the loop itself: a copy would prove nothing
 
 
 class TrainerLoop:
@@ -34,22 +34,26 @@ class TrainerLoop:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.recipe, self.images = recipe, steps * recipe.batch_size
-        self.state = fresh_state(recipe, model, device, precision, {})
-        step = Step(model if channels_last else _NCHW(model), train_set, device, precision)
-        self.forward = step.loss
+        self.optimizer = make_optimizer(recipe, model, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        network = model if channels_last else _NCHW(model)
+        self.device, self.loss_of = device, loss_function(network, train_set, device, precision)
+        network.train()
         self.compile_seconds: float | None = None
         if compiled:
-            self.forward = torch.compile(step.loss, dynamic=False)  # as the trainer's `compile_or_eager`
+            self.loss_of = torch.compile(self.loss_of, dynamic=False)  # as the trainer's `compile_or_eager`
             started = time.perf_counter()
-            step.try_out(self.forward, recipe, 0, ALONE)
+            try_out(self.loss_of, network, plan_epoch(recipe, 0, recipe.batch_size, device).batch(0, ALONE))
             self.compile_seconds = time.perf_counter() - started
 
     def images_per_s(self) -> float:
-        return _train_epoch(0, self.recipe, self.forward, self.state, self.images, ALONE, None).images_per_s
+        plan = plan_epoch(self.recipe, 0, self.images, self.device)
+        trained = train_epoch(0, self.recipe, plan, self.loss_of, self.optimizer, self.scaler, ALONE, None)
+        return trained.images_per_s
 
 
 class _NCHW(nn.Module):
-    """Undoes the channels-last layout in which `Step` hands over its images."""
+    """Undoes the channels-last layout in which the trainer hands over its images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -116,7 +116,7 @@ def runs_here(kept: str | Path) -> Path:
 
 
 def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[str], None] = print) -> RunFolder:
-    """A run on this machine's disk, brought there from Google Drive or from the Hub if that is where it is.
+    """A run on this machine's disk, brought there from Google Drive or the Hub if that is where it is.
 
     Args:
         which: a run's name in `kept`, else a run's folder, else "user/name" on the Hub;
@@ -168,8 +168,8 @@ def _newest(kept: Path) -> str:
         raise RunError(f"{kept} cannot be read ({error.strerror}): mount Google Drive again") from error
     if not manifests:
         raise RunError(
-            f"{kept} holds no run: train one first, with session_8.ipynb or `s8lib train`, or name a run's folder or "
-            "a repository of the Hub"
+            f"{kept} holds no run: train one first, with session_8.ipynb or `s8lib train`, or name a run's folder "
+            "or a repository of the Hub"
         )
     return manifests[-1].parent.name
 

@@ -6,16 +6,17 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s8lib.data import augment
-from s8lib.data.batches import Batch, plan_epoch, seed_dropout
+from s8lib.data.batches import Batch, EpochPlan, plan_epoch, seed_dropout
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.cifar100 import holdout as holdout_split
 from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
@@ -32,13 +33,21 @@ from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
-from s8lib.recipe import Recipe, RecipeError
-from s8lib.resume import claim, restore
+from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder, how_to_go_on
 from s8lib.run.log import Epoch, EpochLog, selector
 from s8lib.run.save import RunError, RunFault, identity_of
+from s8lib.session import (
+    check_fit,
+    claim,
+    make_optimizer,
+    restore,
+    restoring_the_start,
+    telling_how_to_go_on,
+    usual_settings,
+)
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
 LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
@@ -106,10 +115,10 @@ def train(
             run, say = None, _silent
         elif run and hub and hub not in run.copies:
             run.copies.append(hub)
-        _check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
+        check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
         stack.enter_context(deterministic_algorithms(deterministic))
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(_usual_settings())
+        stack.enter_context(usual_settings())
 
         shape = {"name": model.name, "num_classes": model.config["num_classes"]}
         identity = identity_of(recipe, shape, data.fingerprint(), holdout)
@@ -118,14 +127,14 @@ def train(
             raise saved
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = _optimizer(recipe, model, device)
+        optimizer = make_optimizer(recipe, model, device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         log = restore(saved, model, optimizer, scaler, run) if saved else EpochLog()
         if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
             say(f"this run is finished: {log.summary()}")
             return log
-        stack.enter_context(_restoring_the_start(model, log))
-        stack.enter_context(_telling_how_to_go_on(run, say))
+        stack.enter_context(restoring_the_start(model, log))
+        stack.enter_context(telling_how_to_go_on(run, say))
 
         network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         if ranks.world > 1:
@@ -135,7 +144,7 @@ def train(
         if use_compile:
             model.set_dropout(recipe.at(len(log)).dropout)
             batch = plan_epoch(recipe, len(log), recipe.batch_size, device).batch(0, ranks)
-            loss_of = compile_or_eager(eager, lambda compiled: _try_out(compiled, network, batch), say)
+            loss_of = compile_or_eager(eager, lambda compiled: try_out(compiled, network, batch), say)
 
         used = arithmetic(device, precision, compiled=loss_of is not eager, ranks=ranks.world)
         if saved:
@@ -164,27 +173,7 @@ def train(
             model.set_dropout(knobs.dropout)
             seed_dropout(recipe, epoch, ranks)
             model.train()
-            losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
-            bar = progress_bar(range(plan.steps), f"epoch {epoch + 1}/{recipe.epochs}", shown=ranks.first)
-            # Nothing in a step makes the host wait for the device, but a look at the loss now and then.
-            for step in bar:
-                lr = recipe.at(epoch + step / plan.steps).lr
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                loss, hit = loss_of(plan.batch(step, ranks))
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
-                losses[step] = loss.detach()
-                hits += hit
-                if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
-                    _check_finite(losses[: step + 1], epoch, ranks, run)
-                    bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
-            train_loss = float(ranks.sum(losses.sum())) / (plan.steps * ranks.world)
-            train_acc = 100 * float(ranks.sum(hits)) / len(plan.order)
-            images_per_s = len(plan.order) / (time.perf_counter() - started)
-
+            trained = train_epoch(epoch, recipe, plan, loss_of, optimizer, scaler, ranks, run)
             ranks.share_buffers(model)
             test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
             if not math.isfinite(test.loss):
@@ -197,17 +186,17 @@ def train(
                 Epoch(
                     epoch=epoch + 1,
                     phase=recipe.phase(epoch),
-                    lr=lr,
+                    lr=trained.lr,
                     dropout=knobs.dropout,
                     mixup_alpha=knobs.mixup_alpha,
                     augmentation=knobs.augmentation,
-                    train_loss=train_loss,
-                    train_acc=train_acc,
+                    train_loss=trained.loss,
+                    train_acc=trained.accuracy,
                     test_loss=test.loss,
                     test_acc=test.top1,
                     test_top5=test.top5,
                     best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
-                    images_per_s=images_per_s,
+                    images_per_s=trained.images_per_s,
                     seconds=time.perf_counter() - started,
                     holdout_acc=held.top1 if held else None,
                 )
@@ -226,6 +215,51 @@ def train(
                 break
         say(f"finished: {log.summary()}")
         return log
+
+
+class TrainedEpoch(NamedTuple):
+    """What an epoch's training came to; loss (nats) and accuracy (percent) are weighted by MixUp's lambda."""
+
+    lr: float
+    loss: float
+    accuracy: float
+    images_per_s: float
+
+
+def train_epoch(
+    epoch: int,
+    recipe: Recipe,
+    plan: EpochPlan,
+    loss_of: LossOf,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    ranks: Ranks,
+    run: RunFolder | None,
+) -> TrainedEpoch:
+    """The steps of one epoch. None makes the host wait for the device, but for a look at the loss now and then."""
+    started, device = time.perf_counter(), plan.order.device
+    losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
+    bar = progress_bar(range(plan.steps), f"epoch {epoch + 1}/{recipe.epochs}", shown=ranks.first)
+    for step in bar:
+        lr = recipe.at(epoch + step / plan.steps).lr
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss, hit = loss_of(plan.batch(step, ranks))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses[step] = loss.detach()
+        hits += hit
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
+            _check_finite(losses[: step + 1], epoch, ranks, run)
+            bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
+    return TrainedEpoch(
+        lr=lr,
+        loss=float(ranks.sum(losses.sum())) / (plan.steps * ranks.world),
+        accuracy=100 * float(ranks.sum(hits)) / len(plan.order),
+        images_per_s=len(plan.order) / (time.perf_counter() - started),
+    )
 
 
 def loss_function(network: nn.Module, train_set: Split, device: torch.device, precision: str) -> LossOf:
@@ -252,46 +286,7 @@ def loss_function(network: nn.Module, train_set: Split, device: torch.device, pr
     return loss_of
 
 
-def _check_fit(
-    recipe: Recipe,
-    model: Network,
-    data: Cifar100,
-    images: int,
-    ranks: Ranks,
-    sync_batchnorm: bool,
-    device: torch.device,
-) -> None:
-    """Refuse what cannot be trained, before anything is written."""
-    if model.config["num_classes"] != len(data.classes):
-        raise ModelError(
-            f"{model.name} has {model.config['num_classes']} classes and the data {len(data.classes)}"
-        )
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-        raise ModelError(f"{model.name} is not in float32: build it under torch.set_default_dtype(torch.float32)")
-    if recipe.batch_size > images:
-        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images")
-    if recipe.batch_size % ranks.world:
-        raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
-    if sync_batchnorm and device.type != "cuda":
-        raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
-
-
-def _optimizer(recipe: Recipe, model: Network, device: torch.device) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.at(0).lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        fused=device.type in ("cuda", "cpu"),
-    )
-    for parameter in model.parameters():
-        # Left to itself, fused SGD takes uninitialised memory, and keeps it if the first fp16 step overflows.
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
-def _try_out(loss_of: LossOf, network: nn.Module, batch: Batch) -> None:
+def try_out(loss_of: LossOf, network: nn.Module, batch: Batch) -> None:
     """Run one forward and backward pass, which compiles both, and leave nothing changed."""
     buffers = [buffer.clone() for buffer in network.buffers()]
     network.train()
@@ -311,40 +306,6 @@ def _check_finite(losses: Tensor, epoch: int, ranks: Ranks, run: RunFolder | Non
             f"the loss is infinite or NaN in epoch {epoch + 1}, step {int(finite.int().argmin()) + 1}; "
             f"{how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
         )
-
-
-@contextlib.contextmanager
-def _usual_settings() -> Iterator[None]:
-    """Gradients and float32, whatever the caller has switched off or set."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def _restoring_the_start(model: nn.Module, log: EpochLog) -> Iterator[None]:
-    """Give `model` its first weights back if not even one epoch came to its end: the next run starts from them."""
-    start = None if log else {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    try:
-        yield
-    except BaseException:
-        if start and not log:
-            model.load_state_dict(start)
-        raise
-
-
-@contextlib.contextmanager
-def _telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Say, when Ctrl-C or SIGTERM ends the block, from where the same command goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"stopped; {how_to_go_on(run)}")
-        raise
 
 
 def _silent(line: str) -> None:

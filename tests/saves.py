@@ -1,4 +1,4 @@
-"""A machine whose run gains an epoch a call, the way `train` fills it, without training: epoch n's weights say n."""
+"""A machine whose run gains epochs the way `train` does it, without training: epoch n's weights say n."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from s8lib.hub_client import HubError, usable_token
 from s8lib.publish.export import Export
+from s8lib.report import write_log
 from s8lib.report.card import make_card
-from s8lib.report.write import write_log
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.hub import UPLOAD_LIMIT, HubRepo

@@ -8,6 +8,7 @@ from s8lib.models.networks import Network, load_model
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import EpochLog, selector
+from s8lib.run.save import WEIGHTS
 
 
 def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
@@ -44,7 +45,7 @@ def overview(run: RunFolder) -> str:
     """
     recipe, log, model = read(run)
     manifest, sessions = run.manifest(), run.sessions()
-    newest, best = max(manifest["checkpoints"].values(), key=lambda entry: entry["epoch"]), manifest["best"]
+    newest, best = manifest.files[manifest.checkpoints[manifest.epoch]], manifest.files[WEIGHTS]
     scores = "epoch {0.epoch}: {0.test_acc:.2f}% top-1, {0.test_top5:.2f}% top-5 on the test set".format
     rows = {
         "run": run.path.name,
@@ -55,8 +56,8 @@ def overview(run: RunFolder) -> str:
         "best": scores(log.best),
         "chosen on": selector(log.best.holdout_acc is not None),
         "final": scores(log[-1]),
-        "weights": f"of epoch {best['epoch']}, {size(best['bytes'])}, sha256 {best['sha256'][:16]}...",
-        "checkpoint": f"of epoch {newest['epoch']}, {size(newest['bytes'])}",
+        "weights": f"of epoch {manifest.best_epoch}, {size(best.bytes)}, sha256 {best.sha256[:16]}...",
+        "checkpoint": f"of epoch {manifest.epoch}, {size(newest.bytes)}",
     }
     return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
 

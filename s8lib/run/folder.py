@@ -95,7 +95,8 @@ class RunFolder(RunReader):
 
     def sync(self) -> bool:
         """Bring the copies, if there are any, up to date and tell what they hold; whether that is everything."""
-        return all([copies.finish(self) for copies in self.copies])
+        done = [copies.finish(self) for copies in self.copies]  # all of them, whatever the first comes to
+        return all(done)
 
     def fetch(self, identity: Mapping[str, Any] | None = None) -> int:
         """Bring the newest save that verifies here, from wherever it is; its epoch, or 0 if there is none.

@@ -1,0 +1,161 @@
+"""Around the loop: what must fit before it starts, what it goes on from, and what is left when it is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from s8lib.data.cifar100 import Cifar100
+from s8lib.machine.ranks import Ranks
+from s8lib.models.networks import Network
+from s8lib.models.weights import ModelError, load_strictly, save_model
+from s8lib.recipe import Recipe, RecipeError
+from s8lib.run.checkpoint import Checkpoint
+from s8lib.run.folder import RunFolder, how_to_go_on
+from s8lib.run.log import EpochLog
+from s8lib.run.save import RunError
+
+
+def check_fit(
+    recipe: Recipe,
+    model: Network,
+    data: Cifar100,
+    images: int,
+    ranks: Ranks,
+    sync_batchnorm: bool,
+    device: torch.device,
+) -> None:
+    """Refuse what cannot be trained, before anything is written."""
+    if model.config["num_classes"] != len(data.classes):
+        raise ModelError(
+            f"{model.name} has {model.config['num_classes']} classes and the data {len(data.classes)}"
+        )
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        raise ModelError(f"{model.name} is not in float32: build it under torch.set_default_dtype(torch.float32)")
+    if recipe.batch_size > images:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images")
+    if recipe.batch_size % ranks.world:
+        raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
+    if sync_batchnorm and device.type != "cuda":
+        raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
+
+
+def make_optimizer(recipe: Recipe, model: Network, device: torch.device) -> torch.optim.SGD:
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.at(0).lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=device.type in ("cuda", "cpu"),
+    )
+    for parameter in model.parameters():
+        # Left to itself, fused SGD takes uninitialised memory, and keeps it if the first fp16 step overflows.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def claim(
+    run: RunFolder | None, identity: dict[str, Any], stack: contextlib.ExitStack
+) -> Checkpoint | RunError | None:
+    """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
+    try:
+        if run is None:
+            return None
+        stack.enter_context(run.lock())
+        return run.resume(identity)
+    except RunError as error:
+        return error
+
+
+def restore(
+    saved: Checkpoint,
+    model: Network,
+    optimizer: torch.optim.SGD,
+    scaler: torch.amp.GradScaler,
+    run: RunFolder | None,
+) -> EpochLog:
+    """Take over a checkpoint; on the rank that writes, see that the best weights and the log in `run` are its own.
+
+    Raises:
+        RunError: it does not fit; nothing was changed.
+    """
+    own = optimizer.state_dict()
+    try:
+        load_strictly(model, saved.model, "the checkpoint", assign=False)
+        for index, state in own["state"].items():
+            if saved.optimizer["state"][index]["momentum_buffer"].shape != state["momentum_buffer"].shape:
+                raise ModelError(f"the momentum of parameter {index} has another shape")
+        optimizer.load_state_dict(saved.optimizer)
+        if saved.scaler:  # empty after bf16 or fp32, where nothing is scaled
+            scaler.load_state_dict(saved.scaler)
+    except (ModelError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        where = f" in {run.path}" if run else ""
+        raise RunError(
+            f"the newest checkpoint{where} does not fit this run ({error}): use another run folder"
+        ) from error
+    for group in optimizer.param_groups:
+        group["fused"] = optimizer.defaults["fused"]  # the saving device's may not be this one's
+    log = saved.epoch_log
+    if run:
+        run.restore_log(log)
+        _restore_best(run, model, saved, log.best.epoch)
+    return log
+
+
+def _restore_best(run: RunFolder, model: Network, saved: Checkpoint, epoch: int) -> None:
+    """See that `best/` holds the best epoch of the log.
+
+    It may be damaged. Or the newest checkpoint was the best so far and is damaged, and an older one is resumed.
+    """
+    with contextlib.suppress(RunError):
+        if run.best_weights()[0] == epoch and len(run.manifest().best()) == 2:
+            return
+    checkpoint = saved if saved.epoch == epoch else run.checkpoint(epoch)
+    if checkpoint:
+        model.load_state_dict(checkpoint.model)
+        run.restore_best(epoch, partial(save_model, model))
+        model.load_state_dict(saved.model)
+    elif not run.restore_best_config(epoch, model.config):
+        run.say(
+            f"{run.best} does not hold epoch {epoch}, and no checkpoint of it is left: a better epoch replaces it"
+        )
+
+
+@contextlib.contextmanager
+def usual_settings() -> Iterator[None]:
+    """Gradients and float32, whatever the caller has switched off or set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def restoring_the_start(model: nn.Module, log: EpochLog) -> Iterator[None]:
+    """Give `model` its first weights back if not even one epoch came to its end: the next run starts from them."""
+    start = None if log else {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    try:
+        yield
+    except BaseException:
+        if start and not log:
+            model.load_state_dict(start)
+        raise
+
+
+@contextlib.contextmanager
+def telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Say, when Ctrl-C or SIGTERM ends the block, from where the same command goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; {how_to_go_on(run)}")
+        raise
