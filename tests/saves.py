@@ -26,11 +26,18 @@ class Machine:
     Its best epochs are 1, 2, 3, 7, 11, 15, 19, 23, unless `best_at` says otherwise.
     """
 
-    def __init__(self, disk: Path, copies: Iterable[Copies] = (), recipe: s8.Recipe = RECIPE) -> None:
-        self.lines: list[str] = []
+    def __init__(
+        self,
+        disk: Path,
+        copies: Iterable[Copies] = (),
+        recipe: s8.Recipe = RECIPE,
+        lines: list[str] | None = None,
+        data: str = "data",
+    ) -> None:
+        self.lines: list[str] = [] if lines is None else lines
         self.training = False
         self.run = s8.RunFolder(disk, self.lines.append, copies)
-        self.identity = identity_of(recipe, {"name": "wrn-10-1", "num_classes": 100}, "data", 0)
+        self.identity = identity_of(recipe, {"name": "wrn-10-1", "num_classes": 100}, data, 0)
         self.model, self.log = nn.Linear(1, 2500), s8.EpochLog()  # small: thousands of saves are made of it
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)
         self.run.write_json("recipe.json", recipe.to_dict())

@@ -16,9 +16,10 @@ from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.metrics import wilson_interval
 from s8lib.publish.export import Export
 from s8lib.report.card import make_card
-from tests.hub_runs import NAME, Run, in_process
+from tests.hub_runs import NAME, in_process
 from tests.local_hub import serve
 from tests.runs import RECIPE, recipe, train
+from tests.saves import Machine
 
 VERSIONS = {"torch": "2.15.0", "onnx": "1.23.2"}
 EXPORT = Export(Path("model.onnx"), "ONNX", VERSIONS, "onnxruntime 1.32.0", max_abs_difference=1.8e-7, opset=18)
@@ -60,7 +61,7 @@ def test_the_model_index_holds_the_logged_figures_of_the_best_weights(run: s8.Ru
 
 
 def test_best_and_final_epoch_stand_side_by_side_with_their_intervals(run: s8.RunFolder, tmp_path: Path) -> None:
-    longer = Run(tmp_path).epochs(5)
+    longer = Machine(tmp_path).until(5)
     longer.folder.write_json("environment.json", run.read_json("environment.json", default=None))
     text = make_card(longer.folder, NAME).text
     number = r"([\d.]+)"
@@ -83,7 +84,7 @@ def test_a_run_on_other_data_says_so_and_claims_no_cifar100(run: s8.RunFolder, t
 
 
 def test_a_run_on_cifar100_claims_it_with_its_10000_test_images(tmp_path: Path) -> None:
-    run = on_cifar100(Run(tmp_path).epochs(3).folder)
+    run = on_cifar100(Machine(tmp_path).until(3).run)
     card = parsed(make_card(run, NAME), tmp_path)
     assert card.data.datasets == ["uoft-cs/cifar100"]
     assert {(r.dataset_type, r.dataset_name) for r in card.data.eval_results} == {
@@ -97,7 +98,7 @@ def test_a_run_on_cifar100_claims_it_with_its_10000_test_images(tmp_path: Path) 
 
 
 def test_a_run_under_way_says_how_far_it_is_and_the_next_card_how_much_further(tmp_path: Path) -> None:
-    run = Run(tmp_path, recipe(epochs=10)).epochs(2)
+    run = Machine(tmp_path, recipe=recipe(epochs=10)).until(2)
     assert "recipe `test`, 2 of whose 10 epochs are done." in make_card(run.folder, NAME).text
     run.epochs(7)
     assert "recipe `test`, 7 of whose 10 epochs are done." in make_card(run.folder, NAME).text
@@ -107,7 +108,7 @@ def test_a_run_under_way_says_how_far_it_is_and_the_next_card_how_much_further(t
 
 
 def test_what_the_folder_does_not_hold_is_not_shown(tmp_path: Path) -> None:
-    run = Run(tmp_path).epochs(1).folder
+    run = Machine(tmp_path).until(1).run
     text = make_card(run, NAME).text
     assert not any(word in text for word in ("graph.jpg", "report.json", "Without s8lib", "onnx"))
     assert "How many test images there were is not known." in text
@@ -129,7 +130,7 @@ def test_every_machine_that_took_part_is_named_once(run: s8.RunFolder, tmp_path:
     (session,) = run.read_json("environment.json", default=None)
     elsewhere = session | {"device_name": "Tesla T4", "precision": "fp16", "compile": True}
     sessions = [session, session | {"from_epoch": 3}, elsewhere | {"from_epoch": 5}]
-    folder = Run(tmp_path).epochs(6).folder
+    folder = Machine(tmp_path).until(6).run
     folder.write_json("environment.json", sessions)
     text = make_card(folder, NAME).text
     lines = [line for line in text.splitlines() if line.startswith("- from epoch")]
@@ -148,10 +149,10 @@ def test_every_setting_of_the_recipe_is_in_its_table(run: s8.RunFolder) -> None:
 
 
 def test_each_network_is_loaded_by_its_class_and_cites_its_paper(tmp_path: Path) -> None:
-    wide = make_card(Run(tmp_path / "wide").epochs(1).folder, NAME).text
+    wide = make_card(Machine(tmp_path / "wide").until(1).run, NAME).text
     assert f's8.WideResNet.from_pretrained("{NAME}")' in wide
     assert "zagoruyko2016wide" in wide
-    residual = make_card(Run(tmp_path / "deep", recipe(model="resnet-42")).epochs(1).folder, NAME).text
+    residual = make_card(Machine(tmp_path / "deep", recipe=recipe(model="resnet-42")).until(1).run, NAME).text
     assert f's8.ResNet42.from_pretrained("{NAME}")' in residual
     assert "he2016deep" in residual
     assert "zagoruyko" not in residual
@@ -189,7 +190,7 @@ out.append(type(model).__name__)
 
 
 def test_the_hub_validates_the_card_and_its_lines_load_any_revision_without_a_pickle(tmp_path: Path) -> None:
-    run = on_cifar100(Run(tmp_path / "run").epochs(1).folder)
+    run = on_cifar100(Machine(tmp_path / "run").until(1).run)
     card = make_card(run, NAME)
     card.save(run.path / "README.md")
     Image.new("RGB", (50, 40)).save(run.path / "photo.jpg")

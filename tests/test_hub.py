@@ -17,10 +17,12 @@ import pytest
 
 import s8lib as s8
 from s8lib.publish.export import CALLS, Export
+from s8lib.publish.publisher import fetch_run
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
-from tests.hub_runs import NAME, ROOT, Run, check_consistent, clients_of, in_process, until
+from tests.hub_runs import NAME, ROOT, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, serve
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, outcome, train
+from tests.saves import Machine, contents
 
 
 @pytest.fixture
@@ -43,16 +45,26 @@ def publisher(lines: list[str], **options: Any) -> s8.HubPublisher:
     return s8.HubPublisher(NAME, **{"token": WRITE, "say": lines.append, "wait": 60, **options})
 
 
+def published(path: Path, lines: list[str], **options: Any) -> tuple[Machine, s8.HubPublisher]:
+    publishing = publisher(lines, **options)
+    return Machine(path, [publishing], lines=lines), publishing
+
+
+def drawn(path: Path) -> bool:
+    """What is written when something is published, and what is new in each process."""
+    return path.name in (".lock", "report.json", "graph.jpg", "manifest.json") or ".outgoing" in path.parts
+
+
 def test_25_epochs_leave_three_commits_each_a_consistent_set(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run, publishing = Run(tmp_path / "run"), publisher(lines)
+    run, publishing = published(tmp_path / "run", lines)
     for stop in (10, 20):
-        run.epochs(stop, publishing)
+        run.until(stop)
         until(lambda stop=stop: len(hub.commits(NAME)) == stop // 10)
         until(lambda: not clients_of(hub))
-    run.epochs(25, publishing)
-    publishing.finish(run.folder, run.log)
+    run.until(25)
+    publishing.finish(run.run)
     commits = hub.commits(NAME)
     for commit, epoch in zip(commits, (10, 20, 25), strict=True):
         check_consistent(commit, epoch, tmp_path)
@@ -61,21 +73,21 @@ def test_25_epochs_leave_three_commits_each_a_consistent_set(
         f"epoch {epoch} is on the Hub: {hub.url}/{NAME}/commit/{commit.oid}"
         for commit, epoch in zip(commits, (10, 20, 25), strict=True)
     ]
-    assert run.content() == Run(tmp_path / "alone").epochs(25).content()
-    publishing.finish(run.folder, run.log)
+    assert contents(run.path, drawn) == contents(Machine(tmp_path / "alone").until(25).path, drawn)
+    publishing.finish(run.run)
     assert len(hub.commits(NAME)) == 3  # nothing is sent twice
 
 
 def test_what_is_sent_is_of_one_moment_though_training_goes_on_meanwhile(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run, publishing = Run(tmp_path / "run"), publisher(lines)
+    run, publishing = published(tmp_path / "run", lines)
     hub.fail("info", "slow", seconds=1.5)
-    run.epochs(10, publishing)
+    run.until(10)
     until(lambda: "info" in hub.requests)
-    run.epochs(16, publishing)
-    assert not (run.folder.checkpoints / "epoch_010.pt").exists()
-    publishing.finish(run.folder, run.log)
+    run.until(16)
+    assert not (run.run.checkpoints / "epoch_010.pt").exists()
+    publishing.finish(run.run)
     for commit, epoch in zip(hub.commits(NAME), (10, 16), strict=True):
         check_consistent(commit, epoch, tmp_path)
 
@@ -83,16 +95,16 @@ def test_what_is_sent_is_of_one_moment_though_training_goes_on_meanwhile(
 def test_a_failure_is_told_after_the_next_epoch_and_what_is_newest_by_then_is_sent(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run, publishing = Run(tmp_path / "run"), publisher(lines)
+    run, publishing = published(tmp_path / "run", lines)
     hub.fail("commit", 503)
-    run.epochs(10, publishing)
+    run.until(10)
     until(lambda: "commit" in hub.requests and not clients_of(hub))
     assert lines == []
-    run.epoch(publishing)
+    run.until(len(run.log) + 1)
     expected = f"epoch 10 could not be sent to {NAME} (the Hub answered 503, made to fail); it is tried again in"
     assert lines == [f"{expected} 0 s or later"]
     until(lambda: hub.commits(NAME) and not clients_of(hub))
-    run.epoch(publishing)
+    run.until(len(run.log) + 1)
     assert lines[1].startswith("epoch 11 is on the Hub")
     check_consistent(hub.commits(NAME)[0], 11, tmp_path)
 
@@ -114,12 +126,12 @@ FAILURES = [  # endpoint, what it does, what is said of it, and whether it is tr
 def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
     hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s8lib.publish.publisher.UPLOAD_LIMIT", 3.0)
-    run, publishing = Run(tmp_path / "run"), publisher(lines, every=1)
+    monkeypatch.setattr("s8lib.run.hub.CHECK_LIMIT", 3.0)
+    run, publishing = published(tmp_path / "run", lines, every=1)
     for endpoint, how, words, again in FAILURES:
         hub.fail(endpoint, how, retry_after=1 if how == 429 else None)
-        run.epoch(publishing)
-        publishing.finish(run.folder, run.log)
+        run.until(len(run.log) + 1)
+        publishing.finish(run.run)
         failed, end = lines
         assert failed.startswith(f"epoch {len(run.log)} could not be sent to {NAME} ("), (endpoint, how)
         assert words in failed, (endpoint, how, failed)
@@ -127,34 +139,35 @@ def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
         assert ("is on the Hub" if again else "is NOT on the Hub") in end, (endpoint, how)
         lines.clear()
     check_consistent(hub.commits(NAME)[-1], len(FAILURES), tmp_path)
-    assert run.content() == Run(tmp_path / "alone").epochs(len(FAILURES)).content()
+    assert contents(run.path, drawn) == contents(Machine(tmp_path / "alone").until(len(FAILURES)).path, drawn)
 
 
 def test_what_is_damaged_here_is_told_and_not_sent(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
-    run, publishing = Run(tmp_path / "run").epochs(9), publisher(lines, wait=2)
-    weights = run.folder.best / "model.safetensors"
+    run, publishing = published(tmp_path / "run", lines, wait=2)
+    run.until(9)
+    weights = run.run.best / "model.safetensors"
     intact = weights.read_bytes()
     weights.write_bytes(b"damaged")
-    run.epoch(publishing)
+    run.until(len(run.log) + 1)
     assert f"{weights} is damaged or missing" in lines[0]
     weights.write_bytes(intact)
-    run.epochs(11)
-    (run.folder.checkpoints / "epoch_011.pt").write_bytes(b"damaged")
-    publishing.finish(run.folder, run.log)
+    run.until(11)
+    (run.run.checkpoints / "epoch_011.pt").write_bytes(b"damaged")
+    publishing.finish(run.run)
     assert "checkpoints/epoch_011.pt is not what the manifest says" in lines[1]
     assert "is NOT on the Hub" in lines[-1]
     assert hub.commits(NAME) == []
 
 
 def test_a_commit_of_someone_else_in_between_is_noticed(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
-    run, publishing = Run(tmp_path / "run"), publisher(lines, every=1)
+    run, publishing = published(tmp_path / "run", lines, every=1)
     hub.fail("preupload", "slow", seconds=1)
-    run.epoch(publishing)
+    run.until(len(run.log) + 1)
     until(lambda: "preupload" in hub.requests)
     repo = hub.endpoints.repos[NAME]
     theirs = {"checkpoints/epoch_007.pt": File(b"theirs", lfs=True)}
     repo.commits.append(Commit("theirs", theirs, repo.head.oid))
-    publishing.finish(run.folder, run.log)
+    publishing.finish(run.run)
     assert "the Hub answered 412, A commit has happened since" in lines[0]
     assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["theirs", "epoch 1"]
     check_consistent(hub.commits(NAME)[1], 1, tmp_path)
@@ -163,21 +176,22 @@ def test_a_commit_of_someone_else_in_between_is_noticed(hub: LocalHub, tmp_path:
 def test_a_row_of_an_epoch_that_was_never_completely_saved_is_not_published(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run = Run(tmp_path / "run").epochs(3)
-    saved = run.content()["manifest.json"]
+    run = Machine(tmp_path / "run").until(3)
+    saved = contents(run.path)["manifest.json"]
     row = dataclasses.replace(run.log[-1], epoch=4, test_acc=99.0)
-    run.folder.write_text("epoch_log.csv", s8.EpochLog([*run.log, row]).to_csv())  # killed before the manifest
-    publisher(lines).publish(run.folder)
+    run.run.write_text("epoch_log.csv", s8.EpochLog([*run.log, row]).to_csv())  # killed before the manifest
+    publisher(lines).publish(run.run)
     check_consistent(hub.commits(NAME)[0], 3, tmp_path)
-    assert run.content()["manifest.json"] == saved
+    assert contents(run.path)["manifest.json"] == saved
 
 
 def test_an_answer_that_is_lost_does_not_make_a_second_commit(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run, publishing = Run(tmp_path / "run").epochs(3), publisher(lines)
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(3)
     hub.fail("commit", "lost")
-    publishing.finish(run.folder, run.log)
+    publishing.finish(run.run)
     assert "could not be sent" in lines[0]
     assert lines[1] == f"epoch 3 is on the Hub: {hub.url}/{NAME}/commit/{hub.commits(NAME)[0].oid}"
     assert len(hub.commits(NAME)) == 1
@@ -186,13 +200,14 @@ def test_an_answer_that_is_lost_does_not_make_a_second_commit(
 def test_exports_come_with_the_weights_they_are_of_and_go_with_the_next_commit_that_brings_none(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run, publishing = Run(tmp_path / "run").epochs(1), publisher(lines)
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(1)
     files = [tmp_path / "model.onnx", tmp_path / "model.pt2"]
     for path in files:
         path.write_text(path.name)
     exports = [Export(path, kind, {"torch": "2"}, None, None) for path, kind in zip(files, CALLS, strict=True)]
-    address = publishing.publish(run.folder, exports)
-    publishing.publish(run.folder)
+    address = publishing.publish(run.run, exports)
+    publishing.publish(run.run)
     with_them, without = hub.commits(NAME)
     assert address.endswith(f"/commit/{with_them.oid}")
     assert {path.name: with_them.files[path.name].content.decode() for path in files} == {
@@ -211,12 +226,12 @@ def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_
     hub.server_close()
     publishing = publisher(lines, wait=1)
     assert f"{NAME} on the Hub is out of reach (" in lines[0]
-    run = Run(tmp_path / "my run").epochs(11, publishing)
-    publishing.finish(run.folder, run.log)
-    said = lines[-1].partition("epoch 11 is NOT on the Hub; send it with: python -m s8lib ")[2]
-    assert run.content() == Run(tmp_path / "alone").epochs(11).content()
+    run = Machine(tmp_path / "my run", [publishing], lines=lines).until(11)
+    publishing.finish(run.run)
+    said = lines[-1].partition("epoch 11 is NOT on the Hub; send it with: s8lib ")[2]
+    assert contents(run.path, drawn) == contents(Machine(tmp_path / "alone").until(11).path, drawn)
     with pytest.raises(ConnectionError, match=f"{NAME} on the Hub is out of reach .*: nothing was sent"):
-        publishing.publish(run.folder)
+        publishing.publish(run.run)
     with serve(port) as back:
         code, output = finish(command(*shlex.split(said), HF_TOKEN=WRITE))
         assert (code, output) == (
@@ -229,9 +244,10 @@ def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_
 def test_finish_waits_no_longer_than_it_may_and_leaves_no_process(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run, publishing = Run(tmp_path / "run").epochs(2), publisher(lines, wait=2)
+    run, publishing = published(tmp_path / "run", lines, wait=2)
+    run.until(2)
     hub.fail("*", "hang", times=100)
-    publishing.finish(run.folder, run.log)
+    publishing.finish(run.run)
     assert [line.split(";")[0] for line in lines] == ["epoch 2 is NOT on the Hub"]
     assert not clients_of(hub)
     assert not (run.path / ".hub").exists()
@@ -279,12 +295,15 @@ def test_without_a_token_training_for_the_hub_is_bad_input_and_nothing_is_change
 # A process that trains and is interrupted: epoch 10 is under way to a Hub that hangs, and epoch 12 done.
 PUBLISHING = """
 from pathlib import Path
-from tests.hub_runs import NAME, Run
+from tests.hub_runs import NAME
+from tests.saves import Machine
 import s8lib as s8, os, sys
 publishing = s8.HubPublisher(NAME)
-run = Run(Path(sys.argv[1])).epochs(12, publishing)
+run = Machine(Path(sys.argv[1]), [publishing])
+run.run.say = print
+run.until(12)
 print("training", flush=True)
-publishing.finish(run.folder, run.log)
+publishing.finish(run.run)
 """
 
 
@@ -306,9 +325,7 @@ def test_a_stop_in_mid_upload_waits_for_nothing_loses_nothing_and_leaks_no_token
     hub.heal()
     assert len(commands) == 1
     assert "training" in output
-    assert (
-        number == signal.SIGKILL or "epoch 12 is NOT on the Hub; send it with: python -m s8lib publish" in output
-    )
+    assert number == signal.SIGKILL or "epoch 12 is NOT on the Hub; send it with: s8lib publish" in output
     publisher(lines).publish(s8.RunFolder(tmp_path / "run"))
     check_consistent(hub.commits(NAME)[0], 12, tmp_path)
     assert not (tmp_path / "run/.hub").exists()
@@ -319,20 +336,22 @@ def test_a_stop_in_mid_upload_waits_for_nothing_loses_nothing_and_leaks_no_token
 def test_a_token_that_the_hub_repeats_in_its_answer_is_not_said(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    run, publishing = Run(tmp_path / "run").epochs(1), publisher(lines)
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(1)
     hub.fail("commit", 403, message=f"Bearer {WRITE} may not do this")
-    publishing.finish(run.folder, run.log)
+    publishing.finish(run.run)
     assert "Bearer <token> may not do this" in lines[0]
     assert WRITE not in "".join(lines)
 
 
 FETCH = """
 import s8lib as s8
+from s8lib.publish.publisher import fetch_run
 out = []
 for repo_id, path in wanted:
     try:
-        out.append([s8.hub.fetch_run(repo_id, s8.RunFolder(path), token), ""])
-    except (s8.HubError, ConnectionError) as error:
+        out.append([fetch_run(repo_id, s8.RunFolder(path), token), ""])
+    except (s8.HubError, s8.RunError, ConnectionError) as error:
         out.append([type(error).__name__, str(error)])
 """
 
@@ -388,8 +407,9 @@ def test_another_run_in_the_repository_is_left_there_and_its_place_is_taken(hub:
 
 
 def test_only_a_whole_run_is_fetched(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
-    run, publishing = Run(tmp_path / "run").epochs(2), publisher(lines)
-    publishing.finish(run.folder, run.log)
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(2)
+    publishing.finish(run.run)
     repos, whole = hub.endpoints.repos, hub.commits(NAME)[0]
     manifest = json.loads(whole.files["manifest.json"].content)
     outside = manifest | {"checkpoints": {"../../x.pt": manifest["checkpoints"]["epoch_002.pt"]}}
@@ -418,14 +438,14 @@ def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
     publishing = publisher(lines)
-    ahead = Run(tmp_path / "ahead").epochs(20)
-    publishing.finish(ahead.folder, ahead.log)
-    again = Run(tmp_path / "again").epochs(10, publishing)
-    publishing.finish(again.folder, again.log)
+    ahead = Machine(tmp_path / "ahead").until(20)
+    publishing.finish(ahead.run)
+    again = Machine(tmp_path / "again", [publishing], lines=lines).until(10)
+    publishing.finish(again.run)
     assert "it holds epoch 20 of this very recipe, and is not set back" in lines[1]
     assert "epoch 10 is NOT on the Hub" in lines[2]
-    other = Run(tmp_path / "other", dataclasses.replace(RECIPE, seed=9)).epochs(10)
-    publishing.finish(other.folder, other.log)
+    other = Machine(tmp_path / "other", recipe=dataclasses.replace(RECIPE, seed=9)).until(10)
+    publishing.finish(other.run)
     assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["epoch 20", "epoch 10"]
     check_consistent(hub.commits(NAME)[1], 10, tmp_path)
 
@@ -439,12 +459,12 @@ def test_live_on_the_real_hub(tmp_path: Path, lines: list[str]) -> None:
 
     api = HfApi(token=os.environ["S8_LIVE_HF_TOKEN"])
     name = f"{api.whoami()['name']}/s8lib-live-test-{os.getpid()}"
-    run = Run(tmp_path / "run").epochs(3)
+    run = Machine(tmp_path / "run").until(3)
     try:
         publishing = s8.HubPublisher(name, token=api.token, private=True, say=lines.append)  # type: ignore[arg-type]
-        publishing.finish(run.folder, run.log)
+        publishing.finish(run.run)
         assert lines[-1].startswith("epoch 3 is on the Hub: https://"), lines
-        assert s8.hub.fetch_run(name, s8.RunFolder(tmp_path / "back"), api.token)
+        assert fetch_run(name, s8.RunFolder(tmp_path / "back"), api.token)
         assert s8.RunFolder(tmp_path / "back").best_weights() is not None
     finally:
         api.delete_repo(name, missing_ok=True)

@@ -24,7 +24,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     with pytest.MonkeyPatch.context() as patch, serve() as hub:
         for name, value in (hub.environment(tmp_path / "home") | {"HF_TOKEN": WRITE}).items():
             patch.setenv(name, value)
-        patch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (("ENDPOINT", hub.url), ("HUGGINGFACE_CO_URL_TEMPLATE", template)):
+            patch.setattr(f"huggingface_hub.constants.{name}", value)  # this process imported the client before
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield Hub(tmp_path, hub)
 

@@ -10,9 +10,10 @@ import pytest
 import s8lib as s8
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT
 from tests.hub_endpoints import WRITE
-from tests.hub_runs import NAME, Run, in_process
+from tests.hub_runs import NAME, in_process
 from tests.local_hub import serve
 from tests.runs import recipe, train
+from tests.saves import Machine
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two runs, `older` and `newer`, by when they were last saved."""
     kept = tmp_path_factory.mktemp("kept")
     for seconds, name in enumerate(("newer", "older")):
-        Run(kept / name).epochs(2)
+        Machine(kept / name).until(2)
         saved = (kept / name / "manifest.json").stat().st_mtime
         os.utime(kept / name / "manifest.json", (saved - 60 * seconds,) * 2)
     return kept
@@ -36,7 +37,7 @@ def test_a_run_is_found_as_the_newest_by_its_name_or_by_its_folder(kept: Path, t
 def test_a_runs_folder_is_no_mirror_of_itself_on_colab(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s8lib.colab.in_colab", lambda: True)
     run = s8.find_run(str(kept / "older"), kept)
-    assert (run.path, run.mirror) == (kept / "older", None)
+    assert (run.path, run.copies) == (kept / "older", [])
 
 
 def test_what_is_no_run_is_said_in_a_sentence(kept: Path, tmp_path: Path) -> None:
