@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from s8lib.run.start import check_fit
 
 import s8lib as s8
 from s8lib import cli
 from s8lib.data import synthetic
 from s8lib.machine.ranks import Ranks
+from s8lib.session import check_fit
 from tests.runs import MODEL, assert_same_bits, command, finish, outcome, recipe, small_model
 
 # 3 epochs of 20 steps on the stand-in, with a network that makes them a few seconds each.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import s8lib as s8
 from s8lib.data.augment import Draws
-from s8lib.data.batches import EpochPlan, derived_seed, plan_epoch, seed_dropout, share_of
+from s8lib.data.batches import EpochPlan, derived_seed, plan_epoch, seed_dropout
 from s8lib.machine.ranks import ALONE, Ranks
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_the_plan_follows_the_recipes_phase() -> None:
 def test_ranks_share_each_global_batch_exactly(world: int) -> None:
     whole = plan()
     for step in range(whole.steps):
-        shares = [whole.order[share_of(RECIPE, step, Ranks(rank, world))] for rank in range(world)]
+        shares = [whole.batch(step, Ranks(rank, world)).order for rank in range(world)]
         assert {len(share) for share in shares} == {64 // world}
         assert torch.equal(torch.cat(shares), whole.order[step * 64 : (step + 1) * 64])
 

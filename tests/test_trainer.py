@@ -14,8 +14,10 @@ import torch
 import s8lib as s8
 from s8lib.data.batches import plan_epoch
 from s8lib.machine.ranks import ALONE
-from s8lib.run.state import fresh_state
-from s8lib.step import Step, loss_arguments
+from s8lib.models.weights import save_model
+from s8lib.run.copies import Copies
+from s8lib.session import make_optimizer
+from s8lib.trainer import loss_function
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, timeless, train
 
 RESTART, PHASE_CHANGE, MID_RUN = 2, 4, 3
@@ -96,9 +98,10 @@ def test_best_weights_of_a_lost_epoch_give_way_to_the_best_that_the_log_holds(
     with pytest.raises(Cut):
         train(tmp_path, tiny, cut_after=3)
     run = s8.RunFolder(tmp_path)
-    log = s8.EpochLog.from_dicts(run.resume()["log"])
-    model = small_model(seed=77)
-    run.save(4, {"never": "read"}, "", lambda folder: s8.weights.save_model(model, folder))
+    third = run.resume()
+    log, row = third.epoch_log, dataclasses.replace(third.log[-1], epoch=4, test_acc=99.0)
+    run.claim()
+    run.save(dataclasses.replace(third, log=[*third.log, row]), lambda folder: save_model(small_model(77), folder))
     os.truncate(tmp_path / "checkpoints" / "epoch_004.pt", 10)
 
     def say(line: str) -> None:
@@ -111,7 +114,7 @@ def test_best_weights_of_a_lost_epoch_give_way_to_the_best_that_the_log_holds(
     state = run.checkpoint(log.best.epoch)
     best = s8.load_model(tmp_path / "best").state_dict()
     assert state is not None
-    assert all(torch.equal(best[name], tensor) for name, tensor in state["model"].items())
+    assert all(torch.equal(best[name], tensor) for name, tensor in state.model.items())
 
 
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, tiny: s8.Cifar100) -> None:
@@ -121,7 +124,7 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, tiny: s8.Cif
     lines: list[str] = []
     again = train(tmp_path, tiny, recipe=short, lines=lines)
     assert "this run is finished" in lines[0]
-    assert again.to_dicts() == log.to_dicts()
+    assert list(again) == list(log)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
@@ -166,7 +169,7 @@ def test_the_run_folder_holds_what_the_readme_promises(uninterrupted: dict[str, 
 def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
     uninterrupted: dict[str, Path],
 ) -> None:
-    log = s8.EpochLog.from_dicts(s8.RunFolder(uninterrupted["fp32"]).resume()["log"])
+    log = s8.RunFolder(uninterrupted["fp32"]).resume().epoch_log
     for row in log:
         knobs = RECIPE.at(row.epoch - 1)
         assert (row.dropout, row.mixup_alpha) == (knobs.dropout, knobs.mixup_alpha)
@@ -176,7 +179,7 @@ def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
 
 def test_best_weights_are_those_of_the_best_epoch(uninterrupted: dict[str, Path], tiny: s8.Cifar100) -> None:
     run = s8.RunFolder(uninterrupted["fp32"])
-    log = s8.EpochLog.from_dicts(run.resume()["log"])
+    log = run.resume().epoch_log
     assert run.best_weights() == (log.best.epoch, run.best)
     metrics = s8.evaluate(s8.load_model(run.best), tiny.test, precision="fp32")
     assert metrics.top1 == log.best.test_acc
@@ -200,7 +203,7 @@ def test_the_seed_decides_the_run(tiny: s8.Cifar100) -> None:
     first, second, other = (
         train(None, tiny, recipe=dataclasses.replace(short, seed=seed), precision="fp32") for seed in (1, 1, 2)
     )
-    assert timeless(first.to_dicts()[0]) == timeless(second.to_dicts()[0])
+    assert timeless(first[0]) == timeless(second[0])
     assert first[-1].train_loss != other[-1].train_loss
 
 
@@ -209,21 +212,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_epoch_step_and_checkp
 ) -> None:
     with pytest.raises(Cut):
         train(tmp_path, tiny, cut_after=2)
-    path = tmp_path / "checkpoints" / "epoch_002.pt"
-    state = torch.load(path, weights_only=True)
-    state["model"]["fc.bias"][0] = float("nan")
-    s8.RunFolder(tmp_path).save(2, state, "")
+    run = s8.RunFolder(tmp_path)
+    state = run.resume()
+    state.model["fc.bias"][0] = 3e38
+    run.claim()
+    run.save(state)
     with pytest.raises(s8.NonFiniteLoss) as stop:
         train(tmp_path, tiny)
     assert "epoch 3, step 1; the last good checkpoint is epoch 2" in str(stop.value)
-    assert s8.RunFolder(tmp_path).resume()["log"][-1]["epoch"] == 2
+    assert s8.RunFolder(tmp_path).resume().epoch == 2
 
 
 def test_a_huge_rate_diverges_into_an_error_not_into_a_saved_epoch(tmp_path: Path, tiny: s8.Cifar100) -> None:
     wild = recipe(lr_start=1e18, lr_peak=1e18)
     with pytest.raises(s8.NonFiniteLoss, match=r"epoch 1, step [1-4]; no checkpoint was saved"):
         train(tmp_path, tiny, recipe=wild, precision="fp32")
-    assert not s8.RunFolder(tmp_path).manifest()["checkpoints"]
+    assert not s8.RunFolder(tmp_path).manifest().checkpoints
 
 
 def test_an_epoch_whose_last_steps_ruin_the_weights_is_not_saved(tmp_path: Path, tiny: s8.Cifar100) -> None:
@@ -235,7 +239,7 @@ def test_an_epoch_whose_last_steps_ruin_the_weights_is_not_saved(tmp_path: Path,
 
     with pytest.raises(s8.NonFiniteLoss, match="test loss infinite or NaN; no checkpoint was saved"):
         train(tmp_path, tiny, model=Ruined(10, 1))
-    assert s8.RunFolder(tmp_path).last_epoch() is None
+    assert s8.RunFolder(tmp_path).manifest().epoch == 0
 
 
 def test_damaged_best_weights_come_back_from_the_checkpoint_of_their_epoch(
@@ -259,15 +263,15 @@ def test_damaged_best_weights_come_back_from_the_checkpoint_of_their_epoch(
 def test_fp16_whose_first_step_overflows_starts_with_clean_momentum(tiny: s8.Cifar100) -> None:
     device = torch.device("cpu")
     model = small_model()
-    state = fresh_state(RECIPE, model, device, "fp16", {})
+    optimizer = make_optimizer(RECIPE, model, device)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    order, draws, *rest = loss_arguments(RECIPE, plan_epoch(RECIPE, 0, 200, device), 0, 0, ALONE)
-    loss, _ = Step(model, tiny.train, device, "fp16").loss(order[:4], draws[:4], *rest)
+    batch = plan_epoch(dataclasses.replace(RECIPE, batch_size=4), 0, 4, device).batch(0, ALONE)
+    loss, _ = loss_function(model, tiny.train, device, "fp16")(batch)
     scaler.scale(loss).backward()
-    scaler.step(state.optimizer)
+    scaler.step(optimizer)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.named_parameters())
-    assert all(not entry["momentum_buffer"].any() for entry in state.optimizer.state.values())
+    assert all(not entry["momentum_buffer"].any() for entry in optimizer.state.values())
 
 
 def test_holdout_images_choose_the_best_epoch_and_are_not_trained_on(tmp_path: Path, tiny: s8.Cifar100) -> None:
@@ -321,27 +325,29 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 
 
 def test_the_publisher_hears_of_every_epoch_after_it_is_saved(tmp_path: Path, tiny: s8.Cifar100) -> None:
-    class Recorder:
+    class Recorder(Copies):
         def __init__(self) -> None:
             self.heard: list[tuple[str, int]] = []
 
-        def fetch(self, run: s8.RunFolder, identity: dict[str, Any]) -> bool:
-            assert run.last_epoch() is None
-            self.heard.append(("fetch", identity["recipe"]["seed"]))
-            return False
+        def fetch(self, run: s8.RunFolder, newest: int, identity: Any) -> int:
+            self.heard.append(("fetch", newest))
+            return 0
 
-        def after_epoch(self, run: s8.RunFolder, log: s8.EpochLog) -> None:
-            assert f"epoch_{len(log):03d}.pt" in run.manifest()["checkpoints"]
-            self.heard.append(("epoch", len(log)))
+        def claim(self, run: s8.RunFolder) -> None:
+            self.heard.append(("claim", run.manifest().epoch))
 
-        def finish(self, run: s8.RunFolder, log: s8.EpochLog) -> None:
-            self.heard.append(("finish", len(log)))
+        def after_save(self, run: s8.RunFolder) -> None:
+            self.heard.append(("epoch", run.manifest().epoch))
+
+        def finish(self, run: s8.RunFolder) -> bool:
+            self.heard.append(("finish", run.manifest().epoch))
+            return True
 
     recorder = Recorder()
     train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), hub=recorder)
-    assert recorder.heard == [("fetch", RECIPE.seed), ("epoch", 1), ("epoch", 2), ("finish", 2)]
+    assert recorder.heard == [("fetch", 0), ("claim", 0), ("epoch", 1), ("epoch", 2), ("finish", 2)]
     train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), hub=recorder)
-    assert recorder.heard[4:] == [("finish", 2)], "a folder that holds epochs asks nobody for any"
+    assert recorder.heard[5:] == [("fetch", 2), ("finish", 2)]
 
 
 def test_the_loss_falls_on_real_images(real: s8.Cifar100) -> None:
@@ -369,7 +375,7 @@ def test_both_networks_step_and_checkpoint_by_the_seeds_recipe(
     )
     one = dataclasses.replace(step_recipe.stretched(0.01), warmup_epochs=0)
     s8.train(one, model, few, tmp_path, device="cpu", say=lambda line: None)
-    assert s8.RunFolder(tmp_path).last_epoch() == 1
+    assert s8.RunFolder(tmp_path).manifest().epoch == 1
     assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
 
 
@@ -407,16 +413,16 @@ def test_gpu_trains_a_step_without_waiting_for_the_device(
 ) -> None:
     device = torch.device("cuda")
     model = s8.build_model(name, seed=0).to(device, memory_format=torch.channels_last)
-    step = Step(model, tiny.train.to(device), device, precision)
+    loss_of = loss_function(model, tiny.train.to(device), device, precision)
     schedule = dataclasses.replace(s8.SEED_100, batch_size=64)
-    forward = torch.compile(step.loss, dynamic=False) if compile == "on" else step.loss
+    loss_of = torch.compile(loss_of, dynamic=False) if compile == "on" else loss_of
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
     scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
     plan = plan_epoch(schedule, 0, 200, device)
     for index in range(3):
         torch.cuda.set_sync_debug_mode("error" if index == 2 else "default")
         try:
-            loss, _ = forward(*loss_arguments(schedule, plan, 0, index, ALONE))
+            loss, _ = loss_of(plan.batch(index, ALONE))
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
