@@ -47,7 +47,8 @@ def train(run: Path | None, data: s8.Cifar100, cut_after: int | None = None, **o
 
     lines: list[str] = options.pop("lines", [])
     schedule = options.pop("recipe", RECIPE)
-    model = options.pop("model", None) or small_model()
+    model = options.pop("model", None)
+    model = small_model() if model is None else model
     options = {"device": "cpu", "compile": "off"} | options
     return s8.train(schedule, model, data, run, say=say, **options)
 

@@ -17,7 +17,7 @@ from s8lib.run.save import RunError
 from s8lib.validation import refusing
 
 
-@dataclass(config=ConfigDict(arbitrary_types_allowed=True))
+@dataclass(config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
 class Checkpoint:
     """Everything on the CPU, in primitives and tensors, so that it loads with `weights_only=True`.
 
