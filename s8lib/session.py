@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torch import nn
 from s8lib.data.cifar100 import Cifar100
 from s8lib.machine.ranks import Ranks
 from s8lib.models.networks import Network
-from s8lib.models.weights import ModelError, load_strictly, save_model
+from s8lib.models.weights import ModelError, load_strictly, save_config, save_model
 from s8lib.recipe import Recipe, RecipeError
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.folder import RunFolder, how_to_go_on
 from s8lib.run.log import EpochLog
-from s8lib.run.save import RunError
+from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, holds
 
 
 def check_fit(
@@ -103,27 +102,33 @@ def restore(
         group["fused"] = optimizer.defaults["fused"]  # the saving device's may not be this one's
     log = saved.epoch_log
     if run:
-        run.restore_log(log)
-        _restore_best(run, model, saved, log.best.epoch)
+        _heal(run, model, saved, log)
     return log
 
 
-def _restore_best(run: RunFolder, model: Network, saved: Checkpoint, epoch: int) -> None:
-    """See that `best/` holds the best epoch of the log.
+def _heal(run: RunFolder, model: Network, saved: Checkpoint, log: EpochLog) -> None:
+    """See that the log and the best weights in `run` are those that `saved` knows of.
 
-    It may be damaged. Or the newest checkpoint was the best so far and is damaged, and an older one is resumed.
+    They may be damaged. Or the newest checkpoint is damaged, was the best so far, and an older one is resumed.
     """
+    manifest, epoch, text = run.manifest(), log.best.epoch, log.to_csv()
+    path = run.path / LOG
+    if LOG not in manifest.files or not path.is_file() or path.read_bytes() != text.encode():
+        run.renew(lambda new: (new / LOG).write_text(text, encoding="utf-8"))
     with contextlib.suppress(RunError):
-        if run.best_weights()[0] == epoch and len(run.manifest().best()) == 2:
+        if run.best_weights()[0] == epoch and CONFIG in manifest.files:
             return
+    weights_hold = WEIGHTS in manifest.files and holds(run.find(WEIGHTS), manifest.files[WEIGHTS])
     checkpoint = saved if saved.epoch == epoch else run.checkpoint(epoch)
     if checkpoint:
         model.load_state_dict(checkpoint.model)
-        run.restore_best(epoch, partial(save_model, model))
+        run.renew(lambda new: save_model(model, new / "best"), epoch)
         model.load_state_dict(saved.model)
-    elif not run.restore_best_config(epoch, model.config):
+    elif manifest.best_epoch == epoch and weights_hold:
+        run.renew(lambda new: save_config(model, new / "best"))
+    else:
         run.say(
-            f"{run.best} does not hold epoch {epoch}, and no checkpoint of it is left: a better epoch replaces it"
+            f"{run.best} does not hold epoch {epoch}, and no checkpoint of it is left: a better one replaces it"
         )
 
 

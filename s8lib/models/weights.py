@@ -24,12 +24,17 @@ class ModelError(BadInput):
 
 def save_model(model: Any, folder: Path) -> None:
     """Write `config.json` and `model.safetensors`, what `from_pretrained` takes, into an existing folder."""
-    (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
+    save_config(model, folder)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     try:
         save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk, among others
         raise OSError(f"cannot write {folder / SAFETENSORS}: {error}") from error
+
+
+def save_config(model: Any, folder: Path) -> None:
+    """Write `config.json` alone, which the network itself tells."""
+    (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

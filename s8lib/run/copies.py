@@ -22,6 +22,7 @@ from s8lib.run.folder import OUTGOING, RunFolder
 from s8lib.run.save import (
     CHECKPOINT,
     LOG,
+    NEW,
     Content,
     Manifest,
     RunError,
@@ -29,7 +30,6 @@ from s8lib.run.save import (
     content_of,
     differences,
     holds,
-    new_name,
 )
 
 TICK = 0.1  # seconds between two looks at a copy that is waited for
@@ -144,14 +144,13 @@ class Copies:
             return 0
 
     def _receive(self, run: RunFolder, here: Manifest, there: Manifest, newest: int) -> int:
-        title, got, taken = self.place.title, dict[str, Content](), 0
+        title, taken, best = self.place.title, 0, there.best()
         for epoch, name in there.checkpoints.items():
             if epoch <= newest:
                 break
             if not self._bring(run, name, there.files[name]):
                 run.say(f"{title}: {name} is damaged there: passed over")
                 continue
-            got[name] = there.files[name]
             taken = taken or epoch
             if there.best_epoch is None or there.best_epoch <= epoch:
                 break  # else best is of a lost epoch, and that before it may be in an older checkpoint only
@@ -162,29 +161,27 @@ class Copies:
                     "another name for this run"
                 )
             return 0
-        kept = {name: content for name, content in here.files.items() if CHECKPOINT.fullmatch(name)}
-        best_epoch = here.best_epoch
-        best = there.best()
-        if there.best_epoch and there.best_epoch <= taken and all(self._bring(run, n, c) for n, c in best.items()):
-            best_epoch = there.best_epoch
-            got |= best
-        else:
-            kept |= here.best()
-        small = {n: c for n, c in there.files.items() if n not in best and not CHECKPOINT.fullmatch(n)}
+        best_epoch = there.best_epoch
+        if not best_epoch or best_epoch > taken or not all(self._bring(run, *file) for file in best.items()):
+            best_epoch = here.best_epoch
+            shutil.rmtree(run.path / NEW / "best", ignore_errors=True)
+        small = {name: c for name, c in there.files.items() if name not in best and not CHECKPOINT.fullmatch(name)}
         lost = [name for name, content in small.items() if not self._bring(run, name, content)]
         if lost:
             run.say(f"{title}: not as they were saved there, so left there: {', '.join(lost)}")
-        got |= {name: content for name, content in small.items() if name == LOG and name not in lost}
         for name in small.keys() - {LOG, *lost}:
-            os.replace(run.path / new_name(name), run.path / name)
-        run.install(dataclasses.replace(there, files=kept | got, best_epoch=best_epoch, sequence=here.sequence))
+            os.replace(run.path / NEW / name, run.path / name)
+        run.install(dataclasses.replace(there, files=here.files, best_epoch=best_epoch, sequence=here.sequence))
         run.say(f"{title}: epoch {taken} is brought to {run.path} from {self.place.address}")
         return taken
 
     def _bring(self, run: RunFolder, name: str, content: Content) -> bool:
-        target = run.path / new_name(name)
+        target = run.path / NEW / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        return self.place.receive(name, content, target) and holds(target, content)
+        if self.place.receive(name, content, target) and holds(target, content):
+            return True
+        target.unlink(missing_ok=True)
+        return False
 
     def claim(self, run: RunFolder) -> None:
         """Tell the place that this process goes on with the run."""

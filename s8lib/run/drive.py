@@ -29,7 +29,7 @@ from s8lib.run.save import (
     RunFault,
     differences,
     digest,
-    new_name,
+    places,
     replacing,
     unseal,
 )
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from s8lib.run.folder import RunFolder
 
 MANIFESTS = (MANIFEST, "manifest.copy.json")  # alike; the first is what a RunFolder reads
-BEST = ("best", new_name("best"))  # the second only while the first holds the weights that count
+BEST = ("best", "best.new")  # the second only while the first holds the weights that count
 CHUNK = 4 << 20
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -101,7 +101,7 @@ class DriveFolder:
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Copy a file from the Drive to `target`, in one piece, if it is the one."""
-        for place in (name, new_name(name)):
+        for place in places(name):
             with contextlib.suppress(FileNotFoundError), open(self.path / place, "rb") as source:
                 if os.stat(self.path / place).st_size == content.bytes and digest(source) == content:
                     source.seek(0)

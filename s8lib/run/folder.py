@@ -21,24 +21,21 @@ from filelock import FileLock, Timeout
 
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
-from s8lib.run.log import EpochLog
 from s8lib.run.reading import RunReader
 from s8lib.run.save import (
-    CONFIG,
     KEEP,
     LOG,
     MANIFEST,
+    NEW,
     OUTGOING,
     PARTIAL,
-    WEIGHTS,
-    Content,
     Manifest,
     RunError,
     RunFault,
     content_of,
     differences,
     holds,
-    new_name,
+    places,
     replacing,
     sync,
 )
@@ -108,7 +105,13 @@ class RunFolder(RunReader):
         """
         manifest = self.manifest()
         self._refuse_another(manifest.identity, identity)
-        self._tidy(manifest)
+        self._settle()
+        for partial in self.path.glob("*" + PARTIAL):
+            if partial.name.endswith((f".json{PARTIAL}", f".csv{PARTIAL}")):
+                partial.unlink()
+        for epoch, path in self._on_disk().items():
+            if epoch not in manifest.checkpoints:
+                self.say(f"{path} is no part of the run's saves: left alone")
         newest = self._newest_intact(manifest)
         for copies in self.copies:
             newest = copies.fetch(self, newest, identity) or newest
@@ -165,56 +168,35 @@ class RunFolder(RunReader):
                 f"{MANIFEST} was replaced; this one stops, and what is there is unchanged"
             )
         older = [name for older, name in manifest.checkpoints.items() if older < epoch][: KEEP - 1]
-        files = {name: manifest.files[name] for name in [*older, *manifest.best()]}
-        with self._all_or_nothing(f"epoch {epoch}", checkpoint.size() * 3 // 2):
-            name = f"checkpoints/epoch_{epoch:03d}.pt"
-            files[name] = self._write_new(name, checkpoint.save)
-            text = checkpoint.epoch_log.to_csv()
-            files[LOG] = self._write_new(LOG, lambda path: path.write_text(text, encoding="utf-8"))
+        kept = {name: manifest.files[name] for name in [*older, *manifest.best()]}
+        with self._staging(f"epoch {epoch}", checkpoint.size() * 3 // 2) as new:
+            checkpoint.save(new / f"checkpoints/epoch_{epoch:03d}.pt")
+            (new / LOG).write_text(checkpoint.epoch_log.to_csv(), encoding="utf-8")
             if save_best:
-                files |= self._write_new_best(save_best)
+                save_best(new / "best")
+            best_epoch = epoch if save_best else manifest.best_epoch
             self.install(
-                dataclasses.replace(
-                    manifest,
-                    files=files,
-                    best_epoch=epoch if save_best else manifest.best_epoch,
-                    identity=checkpoint.identity,
-                )
+                dataclasses.replace(manifest, files=kept, best_epoch=best_epoch, identity=checkpoint.identity)
             )
         for copies in self.copies:
             copies.after_save(self)
 
-    def restore_best(self, epoch: int, write: Write) -> None:
-        """Replace `best/` by the weights of `epoch`; `write` is `save`'s `save_best`."""
+    def renew(self, write: Write, best_epoch: int | None = None) -> None:
+        """Replace files of the newest save; `write` puts them into the folder it is given, in their places."""
         manifest = self.manifest()
-        with self._all_or_nothing(f"best epoch {epoch}", 0):
-            files = manifest.files | self._write_new_best(write)
-            self.install(dataclasses.replace(manifest, files=files, best_epoch=epoch))
-
-    def restore_best_config(self, epoch: int, config: Mapping[str, Any]) -> bool:
-        """Write `best/config.json` anew, if the weights beside it are those of `epoch`; whether they are."""
-        manifest = self.manifest()
-        weights = manifest.files.get(WEIGHTS)
-        if manifest.best_epoch != epoch or not weights or not holds(self.find(WEIGHTS), weights):
-            return False
-        text = json.dumps(config, indent=2) + "\n"
-        content = self._write_new(CONFIG, lambda path: path.write_text(text, encoding="utf-8"))
-        self.install(dataclasses.replace(manifest, files=manifest.files | {CONFIG: content}))
-        return True
-
-    def restore_log(self, log: EpochLog) -> None:
-        """Write `epoch_log.csv` anew, if it is not the one of `log`."""
-        manifest, text = self.manifest(), log.to_csv()
-        content = self._write_new(LOG, lambda path: path.write_text(text, encoding="utf-8"))
-        if manifest.files.get(LOG) == content and holds(self.path / LOG, content):
-            (self.path / new_name(LOG)).unlink()
-        else:
-            self.install(dataclasses.replace(manifest, files=manifest.files | {LOG: content}))
+        with self._staging("what was damaged", 0) as new:
+            write(new)
+            self.install(dataclasses.replace(manifest, best_epoch=best_epoch or manifest.best_epoch))
 
     def install(self, manifest: Manifest) -> None:
-        """The one door for a save: name the files that lie under their new names, then move them into place."""
-        self._commit(manifest)  # from here on, this save happened
-        self._settle(manifest)
+        """The one door for a save: name what lies in `.new` beside the files of `manifest`, then move it in."""
+        new = self.path / NEW
+        files = [path for path in sorted(new.rglob("*")) if path.is_file()]
+        for path in [*files, *{path.parent for path in files}]:
+            sync(path)
+        found = {path.relative_to(new).as_posix(): content_of(path) for path in files}
+        self._commit(dataclasses.replace(manifest, files=manifest.files | found))  # now this save happened
+        self._settle()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder in one piece: a reader sees the old text or the new, never half of it."""
@@ -237,66 +219,44 @@ class RunFolder(RunReader):
         with replacing(self.path / MANIFEST) as partial:
             partial.write_bytes(manifest.seal())
 
-    def _write_new(self, name: str, write: Write) -> Content:
-        path = self.path / new_name(name)
-        path.parent.mkdir(exist_ok=True)
-        write(path)
-        sync(path)
-        sync(path.parent)
-        return content_of(path)
-
-    def _write_new_best(self, write: Write) -> dict[str, Content]:
-        folder = self.path / new_name(WEIGHTS)
-        shutil.rmtree(folder.parent, ignore_errors=True)
-        folder.parent.mkdir()
-        write(folder.parent)
-        return {name: self._write_new(name, lambda path: None) for name in (WEIGHTS, CONFIG)}
-
-    def _settle(self, manifest: Manifest) -> None:
+    def _settle(self) -> None:
         """Move what the manifest names into its place, and remove what it does not name any more."""
+        manifest = self.manifest()
         for name, content in manifest.files.items():
-            new = self.path / new_name(name)
-            if new.is_file() and holds(new, content):
-                (self.path / name).parent.mkdir(exist_ok=True)
-                try:
-                    os.replace(new, self.path / name)
-                except PermissionError as error:
-                    if name != LOG:
-                        raise
-                    self.say(
-                        f"{self.path / LOG} is held open by another program ({error}): renewed with the next save"
-                    )
-        for folder in (self.checkpoints, self.best):
-            sync(folder) if folder.exists() else None
-            shutil.rmtree(folder.with_name(f"{folder.name}.new"), ignore_errors=True)
-        oldest = min(manifest.checkpoints, default=0)
+            place, *others = (self.path / where for where in places(name))
+            for other in others:
+                if other.is_file() and holds(other, content):
+                    self._move(other, place)
+        for folder in (NEW, "best.new"):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
         for epoch, path in self._on_disk().items():
-            if epoch < oldest:
+            if epoch < min(manifest.checkpoints, default=0):
                 path.unlink(missing_ok=True)
 
-    def _tidy(self, manifest: Manifest) -> None:
-        """Finish or undo what a kill has cut off."""
-        self._settle(manifest)
-        for folder, pattern in ((self.path, "*.json"), (self.path, "*.csv")):
-            for partial in folder.glob(pattern + PARTIAL):
-                partial.unlink()
-        for epoch, path in self._on_disk().items():
-            if epoch not in manifest.checkpoints:
-                self.say(f"{path} is no part of the run's saves: left alone")
+    def _move(self, source: Path, target: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.replace(source, target)
+        except PermissionError as error:
+            if target.name != LOG:
+                raise
+            self.say(f"{target} is held open by another program ({error}): it is renewed with the next save")
+        sync(target.parent)
 
     @contextlib.contextmanager
-    def _all_or_nothing(self, what: str, needed: int) -> Iterator[None]:
-        """Turn what a disk refuses into a RunFault that says so, and leave nothing half-written."""
+    def _staging(self, what: str, needed: int) -> Iterator[Path]:
+        """An empty folder for new files. What a disk refuses is a RunFault, and nothing half-written stays."""
+        new = self.path / NEW
+        shutil.rmtree(new, ignore_errors=True)
         try:
-            yield
+            for folder in ("checkpoints", "best"):
+                (new / folder).mkdir(parents=True)
+            yield new
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for it, among others
-            free = shutil.disk_usage(self.path).free
-            reason = " ".join(str(error).split())
+            free, reason = shutil.disk_usage(self.path).free, " ".join(str(error).split())
             if free < needed or getattr(error, "errno", None) in FULL:
                 reason = f"the disk is full ({free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed)"
-            for name in ("checkpoints.new", "best.new"):
-                shutil.rmtree(self.path / name, ignore_errors=True)
-            (self.path / new_name(LOG)).unlink(missing_ok=True)
+            shutil.rmtree(new, ignore_errors=True)
             raise RunFault(f"{what} cannot be saved: {reason}; {how_to_go_on(self)}") from error
 
 

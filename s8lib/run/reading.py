@@ -22,7 +22,7 @@ from s8lib.run.save import (
     Manifest,
     RunError,
     holds,
-    new_name,
+    places,
     unseal,
 )
 
@@ -122,9 +122,11 @@ class RunReader:
 
     def find(self, name: str) -> Path:
         """Where a file of the save lies: under its new name while it is not in its place yet."""
-        content, path = self.manifest().files.get(name), self.path / name
-        new = self.path / new_name(name)
-        return new if content and new.is_file() and not holds(path, content) else path
+        content, (path, *others) = self.manifest().files.get(name), [self.path / place for place in places(name)]
+        others = [other for other in others if other.is_file()]
+        if not content or not others or holds(path, content):
+            return path
+        return next((other for other in others if holds(other, content)), path)
 
     def refuse_other_data(self, data: Cifar100) -> None:
         """Raise RunError if the run was trained on other data."""
@@ -137,7 +139,7 @@ class RunReader:
     def small_files(self) -> list[Path]:
         """What lies in the folder itself beside the save: recipe, environment, reports."""
         files = (path for path in sorted(self.path.iterdir()) if path.is_file())
-        ours = (MANIFEST, "manifest.copy.json", LOG, new_name(LOG))
+        ours = (MANIFEST, "manifest.copy.json", LOG)
         return [p for p in files if p.name not in ours and not p.name.startswith(".") and p.suffix != PARTIAL]
 
     def read_json(self, name: str, default: Any) -> Any:

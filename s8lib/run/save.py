@@ -1,8 +1,7 @@
 """A save: a set of files with a manifest. Until the manifest names its files, a save never happened.
 
-A place (this disk, Drive, the Hub) may hold a file of a save under its name or, while the file that had this name
-is still needed, under its new name: `checkpoints/epoch_007.pt` or `checkpoints.new/epoch_007.pt`. Size and sha256
-in the manifest tell which of the two is the one.
+A file lies under its name or, while another file of that name is still needed, in one more place (`places`). Size
+and sha256 in the manifest tell which of them is the one.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ from s8lib.validation import BadInput, check
 FORMAT = 2  # of the manifest; 1, without a number, had no sha256 of its own and named fewer files
 KEEP = 5  # checkpoints
 PARTIAL = ".partial"  # ends the name of a file that is being written
-MANIFEST, LOG, OUTGOING = "manifest.json", "epoch_log.csv", ".outgoing"
+MANIFEST, LOG = "manifest.json", "epoch_log.csv"
+NEW, OUTGOING = ".new", ".outgoing"  # folders of a run folder: for files that come, and for copies on their way
 WEIGHTS, CONFIG = "best/model.safetensors", "best/config.json"
 CHECKPOINT = re.compile(r"checkpoints/epoch_([0-9]+)\.pt")
 
@@ -165,10 +165,9 @@ def differences(there: Mapping[str, Any] | None, here: Mapping[str, Any] | None)
     )
 
 
-def new_name(name: str) -> str:
-    """Where a file lies while the one that has its name is still needed."""
-    first, slash, rest = name.partition("/")
-    return f"{first}.new{slash}{rest}"
+def places(name: str) -> list[str]:
+    """Where a file of a save may lie: in its place, among the new ones, or in `best.new/` as on Drive."""
+    return [name, f"{NEW}/{name}"] + ([f"best.new/{name[5:]}"] if name.startswith("best/") else [])
 
 
 @contextlib.contextmanager
