@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub_endpoints import ROUTES, Answer, Commit, Endpoints, Request
+import pytest
+
+from tests.hub_endpoints import ROUTES, WRITE, Answer, Commit, Endpoints, Request
 
 
 @dataclass
@@ -195,6 +197,19 @@ def serve(port: int = 0) -> Iterator[LocalHub]:
             hub.heal()
             hub.shutdown()
             thread.join()
+
+
+@contextmanager
+def client_of(hub: LocalHub, home: Path) -> Iterator[None]:
+    """The client of this process, imported before, and those of its children talk to `hub` with WRITE."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (hub.environment(home) | {"HF_TOKEN": WRITE}).items():
+            patch.setenv(name, value)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in (("ENDPOINT", hub.url), ("HUGGINGFACE_CO_URL_TEMPLATE", template)):
+            patch.setattr(f"huggingface_hub.constants.{name}", value)
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        yield
 
 
 def main() -> None:

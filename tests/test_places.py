@@ -10,8 +10,7 @@ import pytest
 
 import s8lib as s8
 from s8lib.run.save import FORMAT, Manifest, RunFault
-from tests.hub_endpoints import WRITE
-from tests.local_hub import serve
+from tests.local_hub import client_of, serve
 from tests.places import Disk, Drive, Hub
 from tests.runs import RECIPE, recipe
 
@@ -21,13 +20,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
     if request.param != "hub":
         yield {"disk": Disk, "drive": Drive}[request.param](tmp_path)
         return
-    with pytest.MonkeyPatch.context() as patch, serve() as hub:
-        for name, value in (hub.environment(tmp_path / "home") | {"HF_TOKEN": WRITE}).items():
-            patch.setenv(name, value)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for name, value in (("ENDPOINT", hub.url), ("HUGGINGFACE_CO_URL_TEMPLATE", template)):
-            patch.setattr(f"huggingface_hub.constants.{name}", value)  # this process imported the client before
-        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    with serve() as hub, client_of(hub, tmp_path / "home"):
         yield Hub(tmp_path, hub)
 
 

@@ -1,0 +1,138 @@
+"""Runs of the version before, which wrote another manifest, go on: from a disk, from Drive, from the Hub.
+
+`tests/before/s8lib-885fbe0.zip` is that version's package. It makes the runs on the spot, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import s8lib as s8
+from s8lib.hub_client import usable_token
+from s8lib.run.copies import Copies
+from s8lib.run.drive import DriveFolder
+from s8lib.run.hub import HubRepo
+from tests.hub_endpoints import WRITE
+from tests.local_hub import LocalHub, client_of, serve
+from tests.runs import assert_same_bits, outcome, recipe, train
+
+SHORT = recipe(epochs=3, phase1_epochs=2)
+MAKE = """
+import json, sys
+import torch
+import s8lib as s8
+from s8lib.checkpoint import RunFolder
+from s8lib.drive import DriveMirror
+
+torch.set_num_threads(1)
+asked = json.load(sys.stdin)
+data = s8.synthetic_cifar100(seed=0, train=200, test=100)
+model = s8.build_model("wrn-10-1", dropout=0.3, seed=0)
+mirror = DriveMirror(asked["drive"]) if "drive" in asked else None
+run = RunFolder(asked["run"], print, mirror)
+
+def say(line):
+    print(line)
+    if line.startswith("epoch   2/"):
+        raise KeyboardInterrupt
+
+try:
+    recipe = s8.Recipe.from_dict(asked["recipe"])
+    s8.train(recipe, model, data, run, device="cpu", compile="off", precision="fp32", say=say)
+except KeyboardInterrupt:
+    run.sync()
+    if "hub" in asked:
+        s8.HubPublisher(asked["hub"]).publish(run)
+"""
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package of the version before, to import."""
+    folder = tmp_path_factory.mktemp("before")
+    shutil.unpack_archive(Path(__file__).with_name("before") / "s8lib-885fbe0.zip", folder)
+    return folder
+
+
+@pytest.fixture
+def whole(tmp_path: Path, tiny: s8.Cifar100) -> dict[str, Any]:
+    train(tmp_path / "whole", tiny, recipe=SHORT, precision="fp32")
+    return outcome(tmp_path / "whole")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    with serve() as hub, client_of(hub, tmp_path / "home"):
+        yield hub
+
+
+def made(before: Path, run: Path, **asked: Any) -> Path:
+    """Two epochs of SHORT in `run`, by the version before."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", MAKE],  # -P: the working folder holds this version
+        input=json.dumps({"run": str(run), "recipe": SHORT.to_dict(), **asked}, default=str),
+        env={**os.environ, "PYTHONPATH": str(before), "OMP_NUM_THREADS": "1", "HF_TOKEN": WRITE},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"format"' not in (run / "manifest.json").read_text()
+    return run
+
+
+def goes_on(run: s8.RunFolder, data: s8.Cifar100, whole: dict[str, Any]) -> None:
+    lines: list[str] = []
+    log = train(run, data, recipe=SHORT, precision="fp32", lines=lines)
+    assert len([line for line in lines if line.startswith("epoch ")]) == 1, lines
+    assert len(log) == 3
+    found = outcome(run.path)
+    assert_same_bits(found | {"kept": None}, whole | {"kept": None})
+    assert '"format": 2' in (run.path / "manifest.json").read_text()
+
+
+def test_a_run_folder_goes_on(before: Path, tmp_path: Path, tiny: s8.Cifar100, whole: dict[str, Any]) -> None:
+    run = s8.RunFolder(made(before, tmp_path / "run"), print)
+    assert [row.epoch for row in run.log()] == [1, 2]
+    assert run.best_weights()[0] == run.log().best.epoch
+    goes_on(run, tiny, whole)
+
+
+def test_a_kill_between_manifest_and_best_is_mended(
+    before: Path, tmp_path: Path, tiny: s8.Cifar100, whole: dict[str, Any]
+) -> None:
+    run = made(before, tmp_path / "run")
+    (run / "best").rename(run / "best.new")
+    assert s8.RunFolder(run).best_weights()[1] == run / "best.new"
+    goes_on(s8.RunFolder(run), tiny, whole)
+    assert not (run / "best.new").exists()
+
+
+def test_a_run_on_drive_goes_on_on_another_machine(
+    before: Path, tmp_path: Path, tiny: s8.Cifar100, whole: dict[str, Any]
+) -> None:
+    kept = tmp_path / "MyDrive"
+    kept.mkdir()
+    shutil.rmtree(made(before, tmp_path / "lost", drive=kept / "run"))
+    copies = [Copies(DriveFolder(kept / "run"))]
+    goes_on(s8.RunFolder(tmp_path / "new", copies=copies), tiny, whole)
+    assert '"format": 2' in (kept / "run" / "manifest.json").read_text()
+    assert s8.RunFolder(kept / "run").log()[-1].epoch == 3
+
+
+def test_a_run_on_the_hub_goes_on_on_another_machine(
+    before: Path, tmp_path: Path, tiny: s8.Cifar100, whole: dict[str, Any], hub: LocalHub
+) -> None:
+    shutil.rmtree(made(before, tmp_path / "lost", hub="tester/net"))
+    copies = [Copies(HubRepo("tester/net", usable_token()), wait=60, pause=0.0)]
+    goes_on(s8.RunFolder(tmp_path / "new", copies=copies), tiny, whole)
+    assert b'"format": 2' in hub.commits("tester/net")[-1].files["manifest.json"].content
