@@ -150,18 +150,10 @@ def train(
         if saved:
             tell_what_differs(saved.arithmetic, used, say)
         if run:
-            run.begin_session(
-                {
-                    "precision": precision,
-                    "compile": loss_of is not eager,
-                    "deterministic": deterministic,
-                    "ranks": ranks.world,
-                    "data": data.source.partition(" in ")[0],  # without its folder: this file gets published
-                    "test_images": len(data.test),
-                }
-                | environment(device),
-                recipe,
-            )
+            settings = {"precision": precision, "compile": loss_of is not eager, "deterministic": deterministic}
+            source = data.source.partition(" in ")[0]  # without its folder: this gets published
+            settings |= {"ranks": ranks.world, "data": source, "test_images": len(data.test)}
+            run.begin_session(recipe, settings | environment(device))
         say(f"{recipe.name}, {model.name}, {len(train_set):,} training images: {data.source}")
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
@@ -173,7 +165,7 @@ def train(
             model.set_dropout(knobs.dropout)
             seed_dropout(recipe, epoch, ranks)
             model.train()
-            trained = train_epoch(epoch, recipe, plan, loss_of, optimizer, scaler, ranks, run)
+            trained = train_epoch(plan, loss_of, optimizer, scaler, ranks, run)
             ranks.share_buffers(model)
             test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
             if not math.isfinite(test.loss):
@@ -203,10 +195,8 @@ def train(
             )
             if run:
                 states = model.state_dict(), optimizer.state_dict(), scaler.state_dict()
-                is_best = log.best is log[-1]
-                run.save(
-                    Checkpoint(identity, *states, log.rows, used), partial(save_model, model) if is_best else None
-                )
+                save_best = partial(save_model, model) if log.best is log[-1] else None
+                run.save(Checkpoint(identity, *states, log.rows, used), save_best)
             say(log.line(recipe.epochs))
             if watch and ranks.first:
                 watch(log)
@@ -227,23 +217,20 @@ class TrainedEpoch(NamedTuple):
 
 
 def train_epoch(
-    epoch: int,
-    recipe: Recipe,
     plan: EpochPlan,
     loss_of: LossOf,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     ranks: Ranks,
-    run: RunFolder | None,
+    run: RunFolder | None = None,
 ) -> TrainedEpoch:
     """The steps of one epoch. None makes the host wait for the device, but for a look at the loss now and then."""
     started, device = time.perf_counter(), plan.order.device
     losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
-    bar = progress_bar(range(plan.steps), f"epoch {epoch + 1}/{recipe.epochs}", shown=ranks.first)
+    bar = progress_bar(range(plan.steps), f"epoch {plan.epoch + 1}/{plan.recipe.epochs}", shown=ranks.first)
     for step in bar:
-        lr = recipe.at(epoch + step / plan.steps).lr
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = plan.lr(step)
         loss, hit = loss_of(plan.batch(step, ranks))
         scaler.scale(loss).backward()
         scaler.step(optimizer)
@@ -252,10 +239,10 @@ def train_epoch(
         losses[step] = loss.detach()
         hits += hit
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
-            _check_finite(losses[: step + 1], epoch, ranks, run)
+            _check_finite(losses[: step + 1], plan.epoch, ranks, run)
             bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
     return TrainedEpoch(
-        lr=lr,
+        lr=plan.lr(step),
         loss=float(ranks.sum(losses.sum())) / (plan.steps * ranks.world),
         accuracy=100 * float(ranks.sum(hits)) / len(plan.order),
         images_per_s=len(plan.order) / (time.perf_counter() - started),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s8lib.data.augment import Draws, draw, draw_mixup
 from s8lib.machine.ranks import Ranks
-from s8lib.recipe import POLICIES, Knobs, Policy, Recipe
+from s8lib.recipe import POLICIES, Policy, Recipe
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """One epoch on the training device: `steps` global batches, the last partial one dropped.
+    """The epoch `epoch` (from 0) on the training device: `steps` global batches, the last partial one dropped.
 
     Attributes:
         order: [steps * batch_size] int64, which image comes when; a fresh permutation each epoch.
@@ -46,17 +46,21 @@ class EpochPlan:
         lam: [steps] float32, MixUp's lambda of each batch.
     """
 
-    knobs: Knobs
+    recipe: Recipe
+    epoch: int
     steps: int
     order: Tensor
     draws: Draws
     lam: Tensor
 
+    def lr(self, step: int) -> float:
+        return self.recipe.at(self.epoch + step / self.steps).lr
+
     def batch(self, step: int, ranks: Ranks) -> Batch:
         """This rank's part of the global batch of `step`."""
-        size = len(self.order) // self.steps // ranks.world
+        size, knobs = self.recipe.batch_size // ranks.world, self.recipe.at(self.epoch)
         begin = (step * ranks.world + ranks.rank) * size
-        rows, knobs = slice(begin, begin + size), self.knobs
+        rows = slice(begin, begin + size)
         return Batch(
             self.order[rows],
             self.draws[rows],
@@ -76,7 +80,7 @@ def plan_epoch(recipe: Recipe, epoch: int, images: int, device: torch.device) ->
     order = torch.randperm(images, generator=generator)[:used]
     draws = draw(used, POLICIES[knobs.augmentation], generator)
     lam = draw_mixup(steps, knobs.mixup_alpha, generator)
-    return EpochPlan(knobs, steps, order.to(device), draws.to(device), lam.to(device))
+    return EpochPlan(recipe, epoch, steps, order.to(device), draws.to(device), lam.to(device))
 
 
 def seed_dropout(recipe: Recipe, epoch: int, ranks: Ranks) -> None:

@@ -135,7 +135,7 @@ class RunFolder(RunReader):
         self._refuse_another(checkpoint.identity, identity)
         return checkpoint
 
-    def begin_session(self, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    def begin_session(self, recipe: Recipe, settings: Mapping[str, Any]) -> None:
         """Write what a reader of the folder needs, once a start or resume, and `claim` the run."""
         self.write_json("recipe.json", recipe.to_dict())
         self.write_json(
