@@ -33,7 +33,7 @@ class TrainerLoop:
         model = s8.build_model(recipe.model, dropout=recipe.at(0).dropout, seed=recipe.seed)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
-        self.recipe, self.images = recipe, steps * recipe.batch_size
+        self.recipe, self.images, self.model = recipe, steps * recipe.batch_size, model
         self.optimizer = make_optimizer(recipe, model, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         network = model if channels_last else _NCHW(model)

@@ -27,6 +27,7 @@ from s8lib.machine.device import (
     environment,
     pick_compile,
     pick_device,
+    pick_precision,
 )
 from s8lib.machine.progress import progress_bar
 from s8lib.machine.ranks import Ranks, join_ranks
@@ -98,6 +99,7 @@ def train(
     """
     device = pick_device(device)
     use_compile = pick_compile(device, compile)
+    pick_precision(device, precision)
     if not isinstance(model, Network):
         raise ModelError(
             f"train takes one of the library's networks itself, not a {type(model).__name__}: it compiles and "

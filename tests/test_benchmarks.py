@@ -23,6 +23,7 @@ from benchmarks import detached, performance, pieces, real_runs, throughput
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.machine import device as hardware
+from s8lib.run.log import COLUMNS
 from tests.runs import recipe
 
 ROOT = Path(s8.__file__).parents[1]
@@ -62,7 +63,7 @@ def test_speed_of_a_run_is_all_images_over_all_seconds_and_mfu_counts_the_smalle
 
 
 def epoch(number: int, **fields: Any) -> s8.Epoch:
-    values = dict.fromkeys(s8.epoch_log.COLUMNS, 0.0) | {"epoch": number, "phase": 1, "augmentation": "none"}
+    values = dict.fromkeys(COLUMNS, 0.0) | {"epoch": number, "phase": 1, "augmentation": "none"}
     return s8.Epoch(**(values | fields))
 
 
@@ -121,7 +122,7 @@ def test_ratios_compare_neighbours_in_time_with_the_faster_plain_loop() -> None:
 def test_the_network_sees_the_layout_that_the_row_names(tiny: s8.Cifar100, channels_last: bool) -> None:
     loop = TrainerLoop(recipe(batch_size=8, model="wrn-10-1"), tiny.train, 1, CPU, "fp32", channels_last, False)
     seen = []
-    model = loop.state.model
+    model = loop.model
     model.conv1.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
     loop.images_per_s()
     for images in seen[0]:

@@ -121,7 +121,7 @@ def test_the_epoch_table_has_a_line_an_epoch_and_stars_the_best() -> None:
 
 
 def test_the_overview_names_network_recipe_epochs_best_final_and_sizes(run: s8.RunFolder) -> None:
-    log, best = run.log(), run.manifest()["best"]
+    log, best = run.log(), run.manifest().files["best/model.safetensors"]
     rows = {line[:12].strip(): line[12:] for line in report.overview(run).splitlines()}
     assert rows["network"] == f"wrn-10-1, {PARAMETERS:,} parameters"
     assert rows["epochs"].startswith("6 of 6, in ")
@@ -129,8 +129,8 @@ def test_the_overview_names_network_recipe_epochs_best_final_and_sizes(run: s8.R
     assert rows["best"] == scores.format(log.best)
     assert rows["chosen on"] == "the test set itself, which flatters it"
     assert rows["final"] == scores.format(log[-1])
-    sha256 = f"sha256 {best['sha256'][:9]}"
-    assert rows["weights"].startswith(f"of epoch {best['epoch']}, {best['bytes'] / 1e3:.1f} kB, {sha256}")
+    sha256 = f"sha256 {best.sha256[:9]}"
+    assert rows["weights"].startswith(f"of epoch {log.best.epoch}, {best.bytes / 1e3:.1f} kB, {sha256}")
     assert rows["checkpoint"].startswith("of epoch 6, ")
 
 

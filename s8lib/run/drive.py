@@ -142,6 +142,8 @@ class DriveFolder:
         try:
             with open(self.path / name, "rb") as file:
                 found = unseal(file.read())
+        except RunError:
+            raise
         except (FileNotFoundError, ValueError):
             return None
         if found.sequence == 0 and found.checkpoints:  # format 1, of a RunFolder: its save is not to be undone

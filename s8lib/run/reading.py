@@ -93,8 +93,7 @@ class RunReader:
 
     def sessions(self) -> list[dict[str, Any]]:
         """What `environment.json` knows of the machines, one entry a start or resume."""
-        found = self.read_json("environment.json", [])
-        return [session for session in found if isinstance(session, dict)] if isinstance(found, list) else []
+        return [session for session in self.read_json("environment.json", []) if isinstance(session, dict)]
 
     def best_weights(self) -> tuple[int, Path]:
         """The best epoch and the folder with its `config.json` and `model.safetensors`, for `from_pretrained`.
@@ -144,13 +143,17 @@ class RunReader:
 
     def read_json(self, name: str, default: Any) -> Any:
         """The JSON file `name` of the folder, one that informs; `default` if there is none, or it is damaged."""
+        problem: object = f"it holds no {type(default).__name__}"
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            found = json.loads((self.path / name).read_text(encoding="utf-8"))
+            if isinstance(found, type(default)):
+                return found
         except FileNotFoundError:
             return default
         except (OSError, ValueError, RecursionError) as error:
-            self.say(f"{self.path / name} cannot be read ({error}): it is begun anew")
-            return default
+            problem = error
+        self.say(f"{self.path / name} is damaged ({problem}): it is begun anew")
+        return default
 
     def _finished(self) -> Manifest:
         manifest = self.manifest()
