@@ -28,9 +28,9 @@ if __name__ == "__main__":
 # Of s8lib's own requirements, those that its demo imports; the Space brings gradio. Free Spaces have no GPU, and
 # torch without CUDA is much smaller.
 REQUIREMENTS = """--extra-index-url https://download.pytorch.org/whl/cpu
-torch>=2.11
+torch>=2.10
 numpy>=1.26
-huggingface_hub[torch]>=1.27,<3
+huggingface_hub[torch]>=1.11,<3
 pillow>=10.1
 filelock>=3.13
 tqdm>=4.66
