@@ -4,7 +4,7 @@ BIN := .venv/bin
 # In this order: the second takes the run that the first leaves.
 NOTEBOOKS := session_8.ipynb save_to_hugging_face.ipynb
 
-.PHONY: run test check nbval notebooks hub
+.PHONY: run test check nbval notebooks floors
 
 run: .venv/installed
 	$(BIN)/python tools/notebooks.py run session_8.ipynb
@@ -29,21 +29,15 @@ nbval: .venv/installed
 notebooks: .venv/installed
 	S8_DATA=synthetic $(BIN)/python tools/notebooks.py store $(NOTEBOOKS)
 
-# Everything that talks to a Hub, with the oldest client that is allowed and with the newest; one core is enough.
-HUB_TESTS := $(addprefix tests/test_,hub.py local_hub.py card.py saved.py models.py data.py demo.py) \
-	tests/test_notebooks.py::test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
-hub: .venv/installed .venv-oldest-hub/installed
-	for python in .venv-oldest-hub/bin/python $(BIN)/python; do \
-		$$python -c "import huggingface_hub as hub; print('huggingface_hub', hub.__version__)" \
-		&& OMP_NUM_THREADS=1 $$python -m pytest -q -p no:cacheprovider $(HUB_TESTS) || exit 1; \
-	done
+# All tests with the oldest versions that pyproject.toml allows. Those know Python 3.11 and 3.12 only: where python3 is
+# a newer one, `make floors PYTHON=python3.11`.
+floors: .venv-floors/installed
+	OMP_NUM_THREADS=1 .venv-floors/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder
 
-# An old client over the packages of .venv, which it is found before.
-.venv-oldest-hub/installed: .venv/installed
-	$(PYTHON) -m venv .venv-oldest-hub
-	.venv-oldest-hub/bin/python -m pip install --quiet "huggingface_hub==1.27.*"
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-		> "$$(echo .venv-oldest-hub/lib/python*/site-packages)/beneath.pth"
+.venv-floors/installed: pyproject.toml tools/floors.py
+	$(PYTHON) -m venv --clear .venv-floors
+	$(PYTHON) tools/floors.py > .venv-floors/floors.txt
+	.venv-floors/bin/python -m pip install --quiet -e ".[test]" -r .venv-floors/floors.txt
 	touch $@
 
 .venv/installed: pyproject.toml requirements.txt

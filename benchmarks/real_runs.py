@@ -1,7 +1,7 @@
 """A real run, from an empty machine to finished artifacts: `python -m benchmarks.real_runs train RECIPE MODEL`.
 
 It needs no network. Cut at any moment, it goes on when the same command is run again; once trained, it only makes
-the artifacts anew. GPU.md is the page for whoever sits at a rented machine.
+the artifacts anew. README.md here says how to use it on a GPU.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import s8lib as s8
+from benchmarks.checkout import commit_of_checkout
 from benchmarks.performance import matrix_rate, peak_memory_gib, speed_of, training_flops
-from benchmarks.pieces import commit_of_checkout, join
 from s8lib.data.synthetic import SYNTHETIC
 from s8lib.machine.device import pick_device
 from s8lib.run.save import replacing
@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
     recipe = s8.choose_recipe(options.recipe, model=options.model, seed=options.seed, epochs=options.epochs)
-    data = _data(options.data, options.pieces, options.work / "data")
+    data = s8.synthetic_cifar100() if options.data == SYNTHETIC else s8.load_cifar100(options.data, download=False)
     model = s8.build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
     run = s8.RunFolder(options.work / s8.run_name(recipe, data))
-    commit = commit_of_checkout(options.pieces)
+    commit = commit_of_checkout()
     session = Session(run, device)
 
     def after_epoch(log: s8.EpochLog) -> None:
@@ -146,14 +146,6 @@ def _metrics(metrics: s8.Metrics) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(metrics).items() if name != "per_class"}
 
 
-def _data(data: str | None, pieces: Path | None, unpacked: Path) -> s8.Cifar100:
-    if pieces:
-        if not unpacked.exists():
-            join(pieces, unpacked)
-        data = str(unpacked)
-    return s8.synthetic_cifar100() if data == SYNTHETIC else s8.load_cifar100(data, download=False)
-
-
 def _command(options: argparse.Namespace) -> str:
     """What trains this again on any machine: without folders, which are this machine's."""
     given = ["train", options.recipe, options.model, "--seed", options.seed]
@@ -188,10 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="wrn-28-10, resnet-42 or any wrn-D-K")
     add("--seed", type=int, default=0, metavar="N", help="of weights, data order and noise; default 0")
     add("--out", type=Path, required=True, metavar="DIR", help="the result, such as results/quick-cpu/seed-0")
-    add("--work", type=Path, default=Path("runs"), metavar="DIR", help="run folder and data; default runs")
-    source = command.add_mutually_exclusive_group()
-    source.add_argument("--data", metavar="DIR|synthetic", help="CIFAR-100; default $S8_DATA or the cache")
-    source.add_argument("--pieces", type=Path, metavar="DIR", help="the pieces c100.* of `benchmarks.pieces`")
+    add("--work", type=Path, default=Path("runs"), metavar="DIR", help="where its run folder goes; default runs")
+    add("--data", metavar="DIR|synthetic", help="CIFAR-100; default $S8_DATA or the cache")
     add("--epochs", type=int, metavar="N", help="stretch or shorten the recipe to N epochs, for a rehearsal")
     add("--device", help="such as cuda, cpu; default the best here")
     add("--precision", default="auto", help="auto, bf16, fp16 or fp32")

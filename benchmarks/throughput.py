@@ -25,8 +25,8 @@ import torch._dynamo.config
 from torch._inductor.utils import fresh_cache
 
 import s8lib as s8
+from benchmarks.checkout import commit_of_checkout
 from benchmarks.performance import matrix_rate, training_flops
-from benchmarks.pieces import commit_of_checkout
 from benchmarks.plain_loop import WARM_UP, PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.machine.device import PRECISIONS, deterministic_algorithms, environment, pick_device, pick_precision

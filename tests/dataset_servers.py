@@ -194,6 +194,7 @@ class Loader:
             "HF_ENDPOINT": url,
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "60",  # the default, 10 s, can pass before a second process has started
             "HF_TOKEN": "hf_expired",
         }
         environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "NO_PROXY": "127.0.0.1"}

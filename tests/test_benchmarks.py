@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import pytest
 import torch
 
 import s8lib as s8
-from benchmarks import detached, performance, pieces, real_runs, throughput
+from benchmarks import checkout, performance, real_runs, throughput
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.machine import device as hardware
@@ -28,7 +26,7 @@ from tests.runs import recipe
 
 ROOT = Path(s8.__file__).parents[1]
 CPU = torch.device("cpu")
-GUIDE = (ROOT / "benchmarks" / "GPU.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
 
 
 def python(*arguments: object) -> subprocess.Popen[str]:
@@ -140,91 +138,26 @@ def test_the_plain_loop_trains_on_normalised_images_of_the_usual_transforms(tiny
     assert -2.5 < images.min() < -0.5 < 0.5 < images.max() < 2.5
 
 
-# --- pieces ---
-
-
-@pytest.fixture
-def carried(tmp_path: Path) -> Path:
-    """A folder of the dataset's shape, cut into pieces, all of them brought together."""
-    folder = tmp_path / "data" / pieces.FOLDER
-    folder.mkdir(parents=True)
-    for name in ("train", "test", "meta"):
-        (folder / name).write_bytes(os.urandom(1000))
-    (tmp_path / "all").mkdir()
-    for piece in pieces.cut(tmp_path / "data", tmp_path / "carry", size=1500):
-        piece.rename(tmp_path / "all" / piece.name)
-    return tmp_path
-
-
-def test_pieces_join_to_what_was_cut_and_name_nobody(carried: Path) -> None:
-    cut = sorted((carried / "all").iterdir())
-    assert len(cut) == 3
-    assert all(piece.stat().st_size <= 1500 for piece in cut)
-    pieces.join(carried / "all", carried / "joined")
-    for path in (carried / "data" / pieces.FOLDER).iterdir():
-        assert (carried / "joined" / pieces.FOLDER / path.name).read_bytes() == path.read_bytes()
-    (carried / "whole").write_bytes(b"".join(piece.read_bytes() for piece in cut))
-    with tarfile.open(carried / "whole") as archive:
-        assert {(member.uid, member.uname, member.gname) for member in archive} == {(0, "", "")}
-
-
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_missing_piece_is_told_and_leaves_nothing_that_looks_like_data(carried: Path, index: int) -> None:
-    sorted((carried / "all").iterdir())[index].unlink()
-    with pytest.raises(s8.DataError, match=r"do not make a whole archive.*c100\.0\d of [\d,]+ bytes"):
-        pieces.join(carried / "all", carried / "joined")
-    assert not (carried / "joined").exists()
-    with pytest.raises(s8.DataError, match="no piece"):
-        pieces.join(carried / "data", carried / "joined")
-
-
-def test_the_commit_travels_with_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "ROOT", tmp_path)
-    assert pieces.commit_of_checkout(tmp_path) is None
-    (tmp_path / "commit").write_text("abc\n")
-    assert pieces.commit_of_checkout(tmp_path) == "abc"
-
-
-# --- a command that outlives another ---
-
-
-def follow(log: Path, seconds: float, *command: str) -> subprocess.Popen[str]:
-    return python("-m", "benchmarks.detached", log, seconds, *command)
-
-
-def test_a_detached_command_outlives_its_follower_and_is_found_again(tmp_path: Path) -> None:
-    log, go = tmp_path / "log", tmp_path / "go"
-    wait = f"for second in $(seq 60); do [ -e {go} ] && break; sleep 1; done"  # never for ever
-    command = ("sh", "-c", f"echo begun; {wait}; echo ended; exit 7")
-    first = follow(log, 0.5, *command)
-    assert "still running" in first.communicate()[0]
-    assert first.returncode == detached.STILL_RUNNING
-    second = follow(log, 60, *command)
-    assert second.stdout is not None
-    assert second.stdout.readline().startswith("$ sh -c"), "whoever comes back sees what ran before"
-    go.touch()
-    assert second.communicate()[0].splitlines() == ["begun", "ended"]
-    assert second.returncode == 7
-    assert log.read_text().splitlines().count("begun") == 1, "found, not started again"
-
-
-def test_a_killed_command_is_started_again_and_one_that_succeeded_is_not(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    killed = follow(log, 60, "sh", "-c", "echo begun; kill -9 $PPID $$")
-    killed.communicate()
-    assert killed.returncode == 1
-    for _ in range(2):
-        again = follow(log, 60, "sh", "-c", "echo done")
-        output = again.communicate()[0]
-        assert again.returncode == 0
-    assert "succeeded before" in output
-    assert log.read_text().splitlines().count("done") == 1
-    other = follow(log, 60, "sh", "-c", "echo other")
-    assert "succeeded before" not in other.communicate()[0]
-    assert log.read_text().splitlines()[-1] == "other", "another line is another command"
-
-
 # --- real runs ---
+
+
+def test_the_commit_is_the_checkouts_and_tells_code_that_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    assert checkout.commit_of_checkout() is None, "a copy without git"
+    (tmp_path / "s8lib").mkdir()
+    (tmp_path / "s8lib" / "code.py").touch()
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=A", "-c", "user.email=a@b.c"]
+    for arguments in ("init -q", "add .", "commit -qm first"):
+        subprocess.run([*git, *arguments.split()], check=True)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "report.json").touch()
+    commit = checkout.commit_of_checkout()
+    assert commit is not None
+    assert re.fullmatch("[0-9a-f]{40}", commit), "results that are new do not make the code another"
+    (tmp_path / "s8lib" / "code.py").write_text("1")
+    assert checkout.commit_of_checkout() == f"{commit}-dirty"
 
 
 def test_a_real_run_killed_in_mid_run_goes_on_to_the_artifacts_of_a_result(tmp_path: Path) -> None:

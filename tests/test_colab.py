@@ -53,6 +53,8 @@ def content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     if hasattr(google, "colab"):
         del google.colab
+    if list(google.__path__) == [str(FAKE / "google")]:  # without another package of this name it would stay found
+        del sys.modules["google"]
 
 
 def test_colab_is_told_from_other_machines_kaggle_included(content: Path, monkeypatch: pytest.MonkeyPatch) -> None:

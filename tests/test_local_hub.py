@@ -40,7 +40,7 @@ def test_what_the_real_client_uploads_comes_back_to_it_commit_by_commit(hub: Loc
         hub,
         tmp_path / "home",
         """
-from huggingface_hub import *
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 api, out = HfApi(token=token), {}
 out["url"] = api.create_repo(name, private=True)
@@ -88,7 +88,7 @@ def test_who_may_do_what(hub: LocalHub, tmp_path: Path) -> None:
         hub,
         tmp_path,
         """
-from huggingface_hub import *
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 api, out = HfApi(), {}
 def status(call, *arguments, **options):
@@ -123,7 +123,7 @@ except ValueError as error:
 
 def test_a_file_is_served_with_what_the_client_goes_by_and_in_parts(hub: LocalHub, tmp_path: Path) -> None:
     script = """
-from huggingface_hub import *
+from huggingface_hub import CommitOperationAdd, HfApi
 api = HfApi(token=token)
 api.create_repo(name)
 out = api.create_commit(name, [CommitOperationAdd("w.pt", b"0123456789")], commit_message="m").oid

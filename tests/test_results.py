@@ -151,6 +151,12 @@ def test_readme_says_what_has_not_been_measured_and_nothing_that_has() -> None:
     assert unmeasured == s8.PRESETS.keys() - measured
 
 
+def test_readme_names_the_oldest_versions_that_are_allowed() -> None:
+    declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    torch, hub = (re.search(rf'"{name}>=([\d.]+)', declared)[1] for name in ("torch", r"huggingface_hub\[torch\]"))
+    assert f"(torch {torch}, huggingface_hub {hub})" in README
+
+
 def test_the_recipe_table_lists_every_preset() -> None:
     for name, recipe in s8.PRESETS.items():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))

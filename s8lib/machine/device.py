@@ -61,7 +61,7 @@ def pick_precision(device: torch.device, precision: str = "auto") -> str:
     if device.type == "cuda":
         # A T4 (7.5) accepts bf16 too, but emulates it, many times slower than its fp16.
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return "bf16"
     return "fp32"
 
@@ -125,7 +125,8 @@ def compile_or_eager(step: Callable[..., Any], try_out: Callable[[Any], None], s
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a reader of the results needs to know of the machine; names no user, host or path."""
-    cpu_name = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 does not tell them
+    cpu_name = capabilities.get("cpu_name", platform.machine())
     found: dict[str, Any] = {"device": device.type, "device_name": cpu_name}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

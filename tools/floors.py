@@ -1,0 +1,13 @@
+"""Print the oldest versions that pyproject.toml allows, as pip reads them: `>=2.10` becomes `==2.10.*`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
+    for requirement in requirements:
+        if not requirement.startswith(project["name"]):  # the extra `test` takes the other extras in
+            print(re.sub(r">=([\d.]+).*", r"==\1.*", requirement))
