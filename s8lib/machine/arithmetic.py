@@ -69,9 +69,5 @@ def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Ca
 
 def _instructions() -> str:
     """What torch's own kernels and oneDNN's are chosen by."""
-    extra = [
-        n
-        for n, has in sorted(torch.cpu.get_capabilities().items())
-        if has is True and n.startswith(("amx", "avx512_b", "avx512_f"))
-    ]
-    return " ".join([torch.backends.cpu.get_cpu_capability(), *extra])
+    has = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported(), "amx": torch.cpu._is_amx_tile_supported()}
+    return " ".join([torch.backends.cpu.get_cpu_capability(), *(name for name, there in has.items() if there)])
