@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from s8lib.data.augment import SIDE
@@ -16,16 +17,11 @@ from s8lib.data.cifar100 import CLASSES, SUPERCLASS_OF
 from s8lib.metrics import predict_logits
 from s8lib.models.weights import ModelError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 # `prepare` in words. A whole square is kept rather than squeezed: a squeezed car is no longer the shape of a car.
 PREPARATION = (
     "turned upright as its EXIF tag says, laid on white where it is transparent, converted to RGB, cropped to the "
     f"largest square in its middle and resized to {SIDE}x{SIDE} with Pillow's antialiased bicubic filter"
 )
-
-BROKEN = (OSError, ValueError, SyntaxError, NotImplementedError, MemoryError, struct.error)  # what Pillow raises
 
 
 class ImageError(ValueError):
@@ -83,39 +79,42 @@ def prepare(images: Any) -> Tensor:
     Raises:
         ImageError: naming the image that cannot be read.
     """
-    from PIL.Image import DecompressionBombError
-
     out = []
-    for index, item in enumerate(_items(images)):
+    for index, item in enumerate(_one_by_one(images)):
         try:
-            out.append(torch.from_numpy(np.array(_small(item))).permute(2, 0, 1))
-        # The bomb: more pixels than Pillow cares to unpack.
-        except (*BROKEN, DecompressionBombError) as error:
+            out.append(torch.from_numpy(np.array(_fit(item))).permute(2, 0, 1))
+        # What Pillow answers a broken file with, or one of more pixels than it cares to unpack.
+        except (OSError, ValueError, SyntaxError, NotImplementedError, MemoryError, struct.error,
+                Image.DecompressionBombError) as error:  # fmt: skip
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ImageError(f"image {index} cannot be used: {reason}") from error
     return torch.stack(out) if out else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8)
 
 
-def _items(images: Any) -> Iterable[Any]:
-    from PIL.Image import Image
-
+def _one_by_one(images: Any) -> Iterable[Any]:
     if isinstance(images, np.ndarray | Tensor):
         return images if images.ndim > 3 else [images]
-    is_one = isinstance(images, str | os.PathLike | Image) or not isinstance(images, Iterable)
+    is_one = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable)
     return [images] if is_one else images
 
 
-def _small(item: Any) -> Image:
-    from PIL import Image
-
+def _fit(item: Any) -> Image.Image:
+    """`PREPARATION` of a path, a picture, an array or a tensor."""
     if isinstance(item, str | os.PathLike):
-        with Image.open(item) as image:
-            return _fit(image)
-    return _fit(item if isinstance(item, Image.Image) else Image.fromarray(_pixels(item)))
+        with Image.open(item) as opened:
+            return _fit(opened)
+    image = item if isinstance(item, Image.Image) else Image.fromarray(_pixels(item))
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its mode is {image.mode}, with more than 8 bits a colour; save it as an 8-bit image")
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def _pixels(item: Any) -> np.ndarray:
-    """[H, W], [H, W, 3] or [H, W, 4] uint8."""
+    """An array or a tensor as [H, W], [H, W, 3] or [H, W, 4] uint8."""
     if not isinstance(item, np.ndarray | Tensor):
         raise ValueError(f"{type(item).__name__} is no image; pass a path, a PIL image, an array or a tensor")
     if str(item.dtype).removeprefix("torch.") != "uint8":
@@ -130,16 +129,3 @@ def _pixels(item: Any) -> np.ndarray:
             f"its shape is {tuple(item.shape)}; use [H, W], [H, W, 3] or [H, W, 4], or a tensor's [3, H, W]"
         )
     return np.ascontiguousarray(array)
-
-
-def _fit(image: Image) -> Image:
-    """`PREPARATION`."""
-    from PIL import Image, ImageOps
-
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"its mode is {image.mode}, with more than 8 bits a colour; save it as an 8-bit image")
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -176,7 +176,10 @@ class Trap:
 @pytest.mark.parametrize("name", ["train", "test", "meta"])
 def test_a_hostile_pickle_is_never_unpickled(pickles: Path, tmp_path: Path, name: str) -> None:
     (pickles / name).write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    refused(pickles.parent, str(pickles / name))
+    if name == "meta":  # only holds names, and is not opened
+        load_cifar100(pickles.parent, download=False)
+    else:
+        refused(pickles.parent, str(pickles / name))
     assert not (tmp_path / "sprung").exists()
     pickle.loads((pickles / name).read_bytes())
     assert (tmp_path / "sprung").exists()  # it was a trap
@@ -195,9 +198,9 @@ DAMAGE: dict[str, tuple[Callable[[list[dict]], object], str]] = {
     "an image that is no PNG": (image_7(b"GIF89a"), "row 7"),
     "an image that is missing": (image_7(None), "row 7"),
     "text for bytes": (every(img={"bytes": "text", "path": None}), "row 0"),
-    "text for images": (every(img="cat"), "cannot be decoded"),
-    "text for labels": (every(fine_label="cat"), "cannot be decoded"),
-    "fractions for labels": (every(fine_label=0.5), "cannot be decoded"),
+    "text for images": (every(img="cat"), "does not hold its part"),
+    "text for labels": (every(fine_label="cat"), "does not hold its part"),
+    "fractions for labels": (every(fine_label=0.5), "does not hold its part"),
     "a column that is missing": (lambda rows: [row.pop("coarse_label") for row in rows], "coarse_label"),
     "a label that is missing": (lambda rows: rows[3].update(fine_label=None), "sha256"),
     "a label of another": (lambda rows: rows[0].update(fine_label=rows[1]["fine_label"]), "sha256"),

@@ -365,7 +365,7 @@ def test_a_pickle_is_never_opened(folder: Path) -> None:
 
 
 def test_the_other_kind_of_network_does_not_take_the_weights(folder: Path) -> None:
-    with pytest.raises(s8.ModelError, match="does not fit resnet-42"):
+    with pytest.raises(s8.ModelError, match="holds a WideResNet, not a ResNet42"):
         s8.ResNet42.from_pretrained(str(folder))
 
 

@@ -6,12 +6,12 @@ import hashlib
 import io
 import os
 import pickle
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from s8lib.data.download import HUB_FILES, TORONTO_FILES, DataError
 from s8lib.data.download import download as download_into
@@ -46,19 +46,13 @@ CLASSES = tuple(sorted(SUPERCLASS_OF))
 SUPERCLASSES = tuple(MEMBERS)
 
 # Of Toronto's files, as torchvision pins them: a pickle runs code, so a stranger's must not be opened.
-MD5 = {
-    "train": "16019d7e3df5f24257cddd939b257f8d",
-    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-    "meta": "7973b15100ade9c7d40fb424638fde48",
-}
+MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 # Of the tensors, as Split.sha256() computes it: what every path must end in.
 SHA256 = {
     "train": "900ff95444a1f2d9a09a8d25b92c7efab8a3c901e100353e74514ecc85c03f56",
     "test": "55ad31f8f61ce6bfb6afe288bdc0ef020d88abe1f1496a709146502b17a5d4bb",
 }
 CIFAR100_FINGERPRINT = "64e4c448bc0b3e04c30e3896dddc7cd8caa2ed1e149fafbed7f88706f8ffad0e"  # Cifar100.fingerprint()
-EXPECTED = "cifar-100-python/{train,test,meta} or cifar100/{train,test}-00000-of-00001.parquet"
-REPLACE_IT = "delete it and load again, or bring another copy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,37 +142,28 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     Raises DataError, naming the file and what to do, for anything missing, damaged or different.
     """
     folder, named_by = _folder(root)
-    may_fill = download and (named_by == "the cache" or (named_by == "root" and _holds_only_a_download(folder)))
+    may_fill = named_by == "the cache" or (named_by == "root" and _holds_only_a_download(folder))
     files = _find(folder)
-    if may_fill and (not files or _missing(files)):
+    if download and may_fill and _missing(files):
         download_into(folder)
         files = _find(folder)
-    if not files:
+    missing = _missing(files)
+    if len(missing) == len(files):
         raise DataError(
-            f"{str(folder)[:300]} ({named_by}) does not hold CIFAR-100, or cannot be read: expected {EXPECTED}; "
+            f"{str(folder)[:300]} ({named_by}) does not hold CIFAR-100, or cannot be read: expected "
+            "cifar-100-python/{train,test,meta} or cifar100/{train,test}-00000-of-00001.parquet; "
             "name their folder as root or S8_DATA, or leave both unset and let download=True fetch them."
         )
-    if missing := _missing(files):
+    if missing:
         raise DataError(f"{missing[0]} is missing beside the other files: bring a complete copy of CIFAR-100.")
-    splits: dict[str, Split] = {}
-    for name, path in files.items():
-        blob = b"" if path.suffix else _read_verified(path, MD5[name])
-        if name == "meta":
-            continue  # only holds the names
-        splits[name] = _read_parquet(path) if path.suffix else _unpickle(blob)
-        if (found := splits[name].sha256()) != SHA256[name]:
-            raise DataError(
-                f"{path} does not hold the images and labels of CIFAR-100 (sha256 of the tensors {found}, "
-                f"expected {SHA256[name]}): {REPLACE_IT}."
-            )
-    source = f"{'parquet files' if path.suffix else 'cifar-100-python'} in {path.parent}"
-    return Cifar100(splits["train"], splits["test"], CLASSES, SUPERCLASSES, source)
+    train, test = (_read(files[name], MD5[name], SHA256[name]) for name in ("train", "test"))
+    source = f"{'parquet files' if files['test'].suffix else 'cifar-100-python'} in {files['test'].parent}"
+    return Cifar100(train, test, CLASSES, SUPERCLASSES, source)
 
 
 def at_hand() -> bool:
     """Whether `load_cifar100` has every file here, so that it downloads nothing."""
-    files = _find(_folder(None)[0])
-    return bool(files) and not _missing(files)
+    return not _missing(_find(_folder(None)[0]))
 
 
 def _folder(root: str | os.PathLike[str] | None) -> tuple[Path, str]:
@@ -202,14 +187,13 @@ def _holds_only_a_download(folder: Path) -> bool:
 
 
 def _find(folder: Path) -> dict[str, Path]:
-    """The files of the most complete copy in `folder`, by what they hold; none if there is no trace of a copy."""
+    """Where the files of the most complete copy in `folder` are, or should be, by what they hold."""
     layouts = [
         {name: folder / part_of(file) for name, file in files.items()}
         for files in (TORONTO_FILES, HUB_FILES)
         for part_of in (str, os.path.basename)  # `folder` holds the copy's folder, or is it
     ]
-    traces = [files for files in layouts if len(_missing(files)) < len(files)]
-    return min(traces, key=lambda files: len(_missing(files)), default={})
+    return min(layouts, key=lambda files: len(_missing(files)) / len(files))
 
 
 def _missing(files: dict[str, Path]) -> list[Path]:
@@ -217,18 +201,26 @@ def _missing(files: dict[str, Path]) -> list[Path]:
     return [path for path in files.values() if not os.path.isfile(path)]
 
 
-def _read_verified(path: Path, expected: str) -> bytes:
+def _read(path: Path, md5: str, sha256: str) -> Split:
+    """The split in a file of either layout; DataError, naming the file, unless it is the canonical one."""
     try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): {REPLACE_IT}.") from error
-    if (found := hashlib.md5(blob, usedforsecurity=False).hexdigest()) != expected:
-        raise DataError(f"{path} is not Toronto's file (md5 {found}, expected {expected}): {REPLACE_IT}.")
-    return blob
+        split = _read_parquet(path) if path.suffix else _read_pickle(path, md5)
+        if (found := split.sha256()) != sha256:
+            raise ValueError(f"the sha256 of its images and labels is {found}, not {sha256}")
+    # What pyarrow raises is each of these, or also one of its own.
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
+        raise DataError(
+            f"{path} does not hold its part of CIFAR-100 ({one_line(error)}): delete it and load again, or bring "
+            "another copy."
+        ) from error
+    return split
 
 
-def _unpickle(blob: bytes) -> Split:
+def _read_pickle(path: Path, md5: str) -> Split:
     """A split of Toronto's: `data` [N, 3072] uint8, planes R, G, B of 32x32, and two lists of labels."""
+    blob = path.read_bytes()
+    if (found := hashlib.md5(blob, usedforsecurity=False).hexdigest()) != md5:
+        raise ValueError(f"its md5 is {found}, not {md5}")
     content = pickle.loads(blob, encoding="latin1")
     images = torch.from_numpy(content["data"]).view(-1, 3, 32, 32)
     return Split(images, torch.tensor(content["fine_labels"]), torch.tensor(content["coarse_labels"]))
@@ -242,26 +234,23 @@ def _read_parquet(path: Path) -> Split:
     import pyarrow.parquet as pq
     from PIL import Image
 
-    where = f"{path}"
-    try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-        fine, coarse = (
-            torch.tensor(table[name].cast(pa.int64()).fill_null(-1).to_numpy())
-            for name in ("fine_label", "coarse_label")
-        )
-        pixels = np.empty((len(table), 32, 32, 3), np.uint8)
-        for row, png in enumerate(pc.struct_field(table["img"], "bytes").cast(pa.binary()).to_pylist()):
-            where = f"{path}, row {row},"
+    with pq.ParquetFile(path) as file:
+        table = file.read()
+    fine, coarse = (
+        torch.tensor(table[name].cast(pa.int64()).fill_null(-1).to_numpy())
+        for name in ("fine_label", "coarse_label")
+    )
+    pixels = np.empty((len(table), 32, 32, 3), np.uint8)
+    for row, png in enumerate(pc.struct_field(table["img"], "bytes").cast(pa.binary()).to_pylist()):
+        try:
             with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
                 if (image.mode, image.size) != ("RGB", (32, 32)):
-                    raise ValueError(f"image of mode {image.mode} and size {image.size}, not RGB 32x32")
+                    raise ValueError(f"an image of mode {image.mode} and size {image.size}, not RGB 32x32")
                 pixels[row] = np.asarray(image)
-        return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), fine, coarse)
-    # KeyError: a column is missing. SyntaxError: Pillow's word for some broken PNG chunks. The bomb: an image that
-    # claims more pixels than Pillow cares to unpack.
-    except (OSError, ValueError, KeyError, SyntaxError, Image.DecompressionBombError, pa.ArrowException) as error:
-        raise DataError(f"{where} cannot be decoded ({one_line(error)}): {REPLACE_IT}.") from error
+        # SyntaxError is Pillow's word for some broken chunks; the bomb claims more pixels than it cares to unpack.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"row {row}: {one_line(error)}") from None
+    return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), fine, coarse)
 
 
 def holdout(split: Split, n: int, seed: int) -> tuple[Split, Split]:
@@ -272,10 +261,8 @@ def holdout(split: Split, n: int, seed: int) -> tuple[Split, Split]:
     """
     if not (isinstance(n, int) and 0 < n < len(split)):
         raise DataError(f"holdout can take 1 to {len(split) - 1} of {len(split)} images; got n={n}.")
-    labels, ahead, turn = split.labels.tolist(), Counter[int](), {}
-    for image in torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist():
-        turn[image] = ahead[labels[image]]  # how many images of its class come before it in the shuffled order
-        ahead[labels[image]] += 1
-    held = torch.zeros(len(split), dtype=torch.bool)
-    held[sorted(turn, key=turn.__getitem__)[:n]] = True  # the first of every class, then the second of every class
-    return split.subset((~held).nonzero().flatten()), split.subset(held.nonzero().flatten())
+    shuffled = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    labels = split.labels.cpu()[shuffled, None]
+    turn = F.one_hot(labels[:, 0]).cumsum(0).gather(1, labels)[:, 0]  # 1 for the first image of its class, 2, ...
+    by_turn = shuffled[turn.argsort(stable=True)]  # the first of every class, then the second of every class
+    return split.subset(by_turn[n:].sort().values), split.subset(by_turn[:n].sort().values)

@@ -9,16 +9,19 @@ import os
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from pydantic import AfterValidator, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, read_safetensors
+from s8lib.hub_client import one_line
+from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly
 from s8lib.validation import check, read_json
 
 LARGEST = 2e9  # parameters, 8 GB of them
@@ -31,18 +34,13 @@ def _six_n_plus_4(depth: int) -> int:
     return depth
 
 
-class ResNet42Config(TypedDict, total=False):
-    """What a ResNet-42's config.json may hold; other keys are ignored, as in every config of the Hub."""
+class Config(TypedDict, total=False):
+    """What config.json may hold; other keys are ignored, as in every config of the Hub."""
 
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-
-
-class WideResNetConfig(ResNet42Config, total=False):
-    """What a WideResNet's config.json may hold."""
-
-    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]
-    widen_factor: Annotated[int, Field(ge=1, le=1000)]
+    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]  # a WideResNet's only,
+    widen_factor: Annotated[int, Field(ge=1, le=1000)]  # and so is this
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
@@ -53,8 +51,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
     """
 
     name: str
-    config: dict[str, Any]
-    Config: ClassVar[Any]  # the type of `config`
+    config: Config
 
     def set_dropout(self, p: float) -> None:
         """Set the dropout probability inside every block, in place."""
@@ -79,17 +76,25 @@ class Network(nn.Module, PyTorchModelHubMixin):
         """The network in a folder or a Hub repository; `options` are the mixin's, and values for the config's.
 
         Raises:
-            ModelError: config or weights cannot be read, are out of bounds, or do not fit each other.
+            ModelError: config or weights cannot be read, are out of bounds, do not fit each other, or are those
+                of the other network.
         """
         if not strict:
             raise ModelError("strict=False would leave missing weights at random values: weights load strictly")
         source = str(pretrained_model_name_or_path)
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        config = read_json(cls.Config, _file_of(source, CONFIG, **hub), ModelError)
+        config = read_json(Config, _file_of(source, CONFIG, **hub), ModelError)
+        kind: Any = WideResNet if config.keys() & {"depth", "widen_factor"} else ResNet42
+        if not issubclass(kind, cls):
+            raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
         with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
-            model = cls(**config | options)
+            model = kind(**config | options)
         file = _file_of(source, SAFETENSORS, **hub)
-        load_strictly(model, read_safetensors(file), str(file), assign=True)
+        try:
+            weights = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read the weights {file}: {error}") from error
+        load_strictly(model, weights, str(file), assign=True)
         return model.to(map_location).eval()
 
 
@@ -127,19 +132,12 @@ class WideResNet(Network):
         ModelError: for a depth that is not 6n+4, another value out of bounds, or more than 2 billion parameters.
     """
 
-    Config = WideResNetConfig
-
     def __init__(
         self, depth: int = 28, widen_factor: int = 10, num_classes: int = 100, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        self.config = {
-            "depth": depth,
-            "widen_factor": widen_factor,
-            "num_classes": num_classes,
-            "dropout": dropout,
-        }
-        check(self.Config, self.config, ModelError)
+        config = {"depth": depth, "widen_factor": widen_factor, "num_classes": num_classes, "dropout": dropout}
+        self.config = check(Config, config, ModelError)
         self.name = f"wrn-{depth}-{widen_factor}"
         blocks = (depth - 4) // 6
         parameters = 96_768 * blocks * widen_factor**2  # the convolutions' nearly: 18 * 16**2 * (1 + 2**2 + 4**2)
@@ -192,12 +190,9 @@ class ResNet42(Network):
         ModelError: for a value out of bounds.
     """
 
-    Config = ResNet42Config
-
     def __init__(self, num_classes: int = 100, dropout: float = 0.512) -> None:
         super().__init__()
-        self.config = {"num_classes": num_classes, "dropout": dropout}
-        check(self.Config, self.config, ModelError)
+        self.config = check(Config, {"num_classes": num_classes, "dropout": dropout}, ModelError)
         self.name = "resnet-42"
         self.conv1 = _conv3x3(3, 64, 1)
         self.bn1 = nn.BatchNorm2d(64)
@@ -238,7 +233,7 @@ def build_model(
             torch.default_generator.manual_seed(seed)
         if wide:
             return WideResNet(int(wide[1]), int(wide[2]), num_classes, dropout)
-        check(ResNet42Config, {"dropout": dropout}, ModelError)
+        check(Config, {"dropout": dropout}, ModelError)
         return ResNet42(num_classes)
 
 
@@ -248,9 +243,7 @@ def load_model(source: str | Path, revision: str | None = None, device: str = "c
     Raises:
         ModelError: as `Network.from_pretrained`.
     """
-    config = read_json(WideResNetConfig, _file_of(str(source), CONFIG, revision=revision), ModelError)
-    kind: type[WideResNet] | type[ResNet42] = WideResNet if "depth" in config else ResNet42
-    return kind.from_pretrained(source, revision=revision, map_location=device)
+    return Network.from_pretrained(source, revision=revision, map_location=device)  # type: ignore[return-value]
 
 
 def _file_of(source: str, name: str, **hub_options: Any) -> Path:
@@ -260,8 +253,9 @@ def _file_of(source: str, name: str, **hub_options: Any) -> Path:
     try:
         return Path(hf_hub_download(source, name, **hub_options))
     except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{source} is no folder here and {name} cannot be had from the Hub: {reason}") from error
+        raise ModelError(
+            f"{source} is no folder here and {name} cannot be had from the Hub: {one_line(error)}"
+        ) from error
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:

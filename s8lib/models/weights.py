@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from s8lib.validation import BadInput
@@ -35,18 +35,6 @@ def save_model(model: Any, folder: Path) -> None:
 def save_config(model: Any, folder: Path) -> None:
     """Write `config.json` alone, which the network itself tells."""
     (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
-
-
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped into memory: only those that are looked at get read.
-
-    Raises:
-        ModelError: naming the file, if it cannot be read.
-    """
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot read the weights {file}: {error}") from error
 
 
 def load_public_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
