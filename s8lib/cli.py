@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too
     try:
         options.command(options)
-    except BadInput as error:
-        return _say_error(error, BAD_INPUT)
-    except (s8.RunFault, OSError) as error:
-        return _say_error(error, FAULT)
+    except (BadInput, s8.RunFault, OSError) as error:
+        if _is_first_rank():  # every rank finds the same error
+            print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, BadInput) else FAULT
     except Terminated:
         return TERMINATED
     except KeyboardInterrupt:
@@ -54,7 +54,7 @@ def _train(options: argparse.Namespace) -> None:
     data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
     model = s8.build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
     run, hub = s8.RunFolder(options.run or Path("runs", run_name(recipe, data))), None
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first_rank():
         print(f"run folder: {run.path}")
         if options.hub_repo is not None:
             hub = s8.HubPublisher(options.hub_repo, private=options.hub_private)
@@ -63,13 +63,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _device(options: argparse.Namespace) -> torch.device:
-    """The device; what cannot be used of device, precision and compiler is refused before anything is begun."""
-    from s8lib.machine.device import pick_compile, pick_device, pick_precision
+    from s8lib.machine.device import pick_device  # here: it loads torch
 
-    device = pick_device(options.device)
-    pick_precision(device, options.precision)
-    pick_compile(device, getattr(options, "compile", "off"))
-    return device
+    return pick_device(options.device)
 
 
 def _recipe(options: argparse.Namespace, device: torch.device) -> s8.Recipe:
@@ -101,12 +97,7 @@ def _report(options: argparse.Namespace) -> None:
     device, run = _device(options), s8.RunFolder(options.run)
     data = s8.choose_data(options.data) if options.data else _data_at_hand(run)
     s8.report.write(
-        run,
-        data,
-        target=options.target,
-        film=not options.no_video,
-        device=device,
-        precision=options.precision,
+        run, data, target=options.target, film=not options.no_video, device=device, precision=options.precision
     )
     print(s8.report.contents(run))
 
@@ -125,9 +116,8 @@ def _data_at_hand(run: s8.RunFolder) -> s8.Cifar100 | None:
 def _publish(options: argparse.Namespace) -> None:
     from s8lib.publish.publisher import UPLOAD_LIMIT
 
-    s8.HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT).publish(
-        s8.RunFolder(options.run)
-    )
+    hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT)
+    hub.publish(s8.RunFolder(options.run))
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -163,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     add = common.add_argument
     add("--data", metavar="DIR|synthetic", help="CIFAR-100's folder; default $S8_DATA, the cache, or a download")
     add("--device", help="such as cuda, cuda:1, mps, cpu; default the best here")
-    add("--precision", default="auto", help="auto, bf16, fp16 or fp32")
+    add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
 
     command = commands.add_parser("train", parents=[common], help="train, or go on with, a run")
     add = command.add_argument
@@ -174,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of weights, data order and noise; default the recipe's")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe")
     add("--holdout", type=int, default=0, metavar="N", help="choose the best epoch on N held-out training images")
-    add("--compile", default="auto", help="torch.compile: auto, on or off")
+    add("--compile", default="auto", choices=("auto", "on", "off"), help="torch.compile")
     add("--deterministic", action="store_true", help="equal runs are equal to the bit on a GPU too; slower")
     add("--sync-batchnorm", action="store_true", help="normalise over all ranks' images; several GPUs only")
     add("--hub-repo", metavar="USER/NAME", help="publish there; an empty run folder goes on from what it holds")
@@ -207,7 +197,5 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _say_error(error: Exception, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":  # every rank finds the same error
-        print(f"error: {error}", file=sys.stderr)
-    return code
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import s8lib as s8
 from s8lib import cli
+from s8lib.machine.device import pick_compile, pick_precision
 from s8lib.models.weights import save_model
 from s8lib.validation import BadInput, short
 from tests.runs import MODEL
@@ -25,6 +26,7 @@ Command = list[str]
 Row = tuple[str, Command | Callable[[Path], Any], str]
 REFUSALS = (BadInput, s8.DataError, s8.RunError, s8.HubError)
 
+CPU = torch.device("cpu")
 HUGE, NUL = "9" * 400, "a\0b"
 DEEP = "[" * 100_000
 AT_LEAST, AT_MOST = "must be greater than or equal to ", "must be less than or equal to "
@@ -208,8 +210,6 @@ COMMANDS: list[Row] = [
         command("--device", name, words=f"device '{name}' ")
         for name in ("meta", "hpu", "xla", "tpu", "", "cuda:77")
     ),
-    *(command("--precision", name, words=f"precision '{name}' is unknown") for name in ("int4", "FP32", "")),
-    *(command("--compile", name, words=f"compile '{name}' is unknown") for name in ("yes", "")),
     *(
         command("--hub-repo", name, words="is no name of a repository")
         for name in ("", "x", "a/b/c", "a b/c", "/x")
@@ -258,6 +258,8 @@ NETWORKS: list[Row] = [
         for kind in (s8.WideResNet, s8.ResNet42)
         for n in (0, -1, 10.0, "10", None, True, 10**9)
     ),
+    network("precision", lambda: pick_precision(CPU, "int4"), "precision 'int4' is unknown; there are auto, bf16"),
+    network("compile", lambda: pick_compile(CPU, "yes"), "compile 'yes' is unknown; there are auto, on, off"),
     network("depth 4", lambda: s8.WideResNet(4), "depth = 4: " + AT_LEAST + "10"),
     network("depth -2", lambda: s8.WideResNet(-2), "depth = -2: " + AT_LEAST + "10"),
     network("width 0", lambda: s8.WideResNet(10, 0), "widen_factor = 0: " + AT_LEAST + "1"),
@@ -336,6 +338,11 @@ def test_the_table_has_150_inputs_and_25_refusals() -> None:
         ([], "required: command"),
         (["fly"], "invalid choice: 'fly'"),
         (["train", "--epochs", "three"], "invalid int value: 'three'"),
+        *(
+            (["train", "--precision", name], f"--precision: invalid choice: '{name}'")
+            for name in ("int4", "FP32", "")
+        ),
+        *((["train", "--compile", name], f"--compile: invalid choice: '{name}'") for name in ("yes", "")),
         (["train", "--seed", "9" * 5000], "invalid int value"),
         (["train", "--run", ""], "--run: names nothing"),
         (["train", "--speed", "9"], "unrecognized arguments: --speed 9"),

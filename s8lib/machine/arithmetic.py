@@ -17,16 +17,11 @@ def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int)
 
     On a GPU that also takes deterministic algorithms.
     """
-    on_cpu = device.type == "cpu"
     return {
-        "device": "cpu"
-        if on_cpu
-        else torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),
-        "instructions": _instructions() if on_cpu else "",
+        "instructions": _instructions() if device.type == "cpu" else "",
         "torch": str(torch.__version__),  # a subclass of str would need a pickle
         "compiled": compiled,
         "ranks": ranks,
@@ -42,7 +37,7 @@ def taken_up(device: torch.device, precision: str, saved: Mapping[str, Any]) -> 
         saved: the `arithmetic` of the save that is gone on from; empty for none.
     """
     chosen, threads = pick_precision(device, precision), torch.get_num_threads()
-    native = {"fp32"} | ({"bf16"} & {pick_precision(device)}) | ({"fp16"} if device.type == "cuda" else set())
+    native = {"fp32", pick_precision(device)} | ({"fp16"} if device.type == "cuda" else set())
     if precision == "auto" and saved.get("precision") in native:
         chosen = saved["precision"]
     before = saved.get("threads")
@@ -56,14 +51,10 @@ def taken_up(device: torch.device, precision: str, saved: Mapping[str, Any]) -> 
 
 def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """One line, if a resumed run will not be to the bit what it would have been."""
-    differing = [
-        f"{key} {saved[key]!r}, now {here[key]!r}" for key in here if key in saved and saved[key] != here[key]
-    ]
     if not saved:
-        say(
-            "NOTE: this save does not tell what its arithmetic depended on; where that differs, the last bits will"
-        )
-    elif differing:
+        say("NOTE: this save does not tell what its last bits depended on; where that differs, they will differ")
+    differing = [f"{key} {saved[key]!r}, now {now!r}" for key, now in here.items() if saved.get(key, now) != now]
+    if differing:
         say(f"NOTE: weights will differ in their last bits from an uninterrupted run's: {'; '.join(differing)}")
 
 

@@ -90,20 +90,15 @@ def pick_compile(device: torch.device, compile: str = "auto") -> bool:
 @contextlib.contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     """Make equal runs equal to the last bit on a GPU, at some cost in speed; a CPU needs nothing."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.deterministic,
-        torch.backends.cudnn.benchmark,
-    )
-    if enabled:
-        torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.deterministic = enabled
-    torch.backends.cudnn.benchmark = not enabled
+    cudnn, algorithms_before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    cudnn_before = cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(enabled or algorithms_before)
+    cudnn.deterministic, cudnn.benchmark = enabled, not enabled
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
+        torch.use_deterministic_algorithms(algorithms_before)
+        cudnn.deterministic, cudnn.benchmark = cudnn_before
 
 
 def compile_or_eager(step: Callable[..., Any], try_out: Callable[[Any], None], say: Callable[[str], None]) -> Any:

@@ -38,10 +38,9 @@ class Ranks:
 
     def share(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank; for what only rank 0 can read, such as a checkpoint."""
-        if self.world == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
 
