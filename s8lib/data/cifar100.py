@@ -207,7 +207,7 @@ def _read(path: Path, md5: str, sha256: str) -> Split:
         split = _read_parquet(path) if path.suffix else _read_pickle(path, md5)
         if (found := split.sha256()) != sha256:
             raise ValueError(f"the sha256 of its images and labels is {found}, not {sha256}")
-    # What pyarrow raises is each of these, or also one of its own.
+    # pyarrow's errors are of these kinds.
     except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
         raise DataError(
             f"{path} does not hold its part of CIFAR-100 ({one_line(error)}): delete it and load again, or bring "

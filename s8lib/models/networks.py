@@ -35,12 +35,15 @@ def _six_n_plus_4(depth: int) -> int:
 
 
 class Config(TypedDict, total=False):
-    """What config.json may hold; other keys are ignored, as in every config of the Hub."""
+    """What config.json may hold; other keys are ignored, as in every config of the Hub.
+
+    `depth` and `widen_factor` are a WideResNet's alone.
+    """
 
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]  # a WideResNet's only,
-    widen_factor: Annotated[int, Field(ge=1, le=1000)]  # and so is this
+    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]
+    widen_factor: Annotated[int, Field(ge=1, le=1000)]
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
