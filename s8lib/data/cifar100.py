@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s8lib.data.download import HUB_FILES, TORONTO_FILES, DataError
+from s8lib.data.download import DataError, find, missing_of
 from s8lib.data.download import download as download_into
 from s8lib.hub_client import one_line
 
@@ -143,11 +143,11 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     """
     folder, named_by = _folder(root)
     may_fill = named_by == "the cache" or (named_by == "root" and _holds_only_a_download(folder))
-    files = _find(folder)
-    if download and may_fill and _missing(files):
+    files = find(folder)
+    if download and may_fill and missing_of(files):
         download_into(folder)
-        files = _find(folder)
-    missing = _missing(files)
+        files = find(folder)
+    missing = missing_of(files)
     if len(missing) == len(files):
         raise DataError(
             f"{str(folder)[:300]} ({named_by}) does not hold CIFAR-100, or cannot be read: expected "
@@ -163,7 +163,7 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
 
 def at_hand() -> bool:
     """Whether `load_cifar100` has every file here, so that it downloads nothing."""
-    return not _missing(_find(_folder(None)[0]))
+    return not missing_of(find(_folder(None)[0]))
 
 
 def _folder(root: str | os.PathLike[str] | None) -> tuple[Path, str]:
@@ -184,21 +184,6 @@ def _holds_only_a_download(folder: Path) -> bool:
         return True
     except (OSError, ValueError):  # no folder, unreadable, a name too long, a NUL in it
         return False
-
-
-def _find(folder: Path) -> dict[str, Path]:
-    """Where the files of the most complete copy in `folder` are, or should be, by what they hold."""
-    layouts = [
-        {name: folder / part_of(file) for name, file in files.items()}
-        for files in (TORONTO_FILES, HUB_FILES)
-        for part_of in (str, os.path.basename)  # `folder` holds the copy's folder, or is it
-    ]
-    return min(layouts, key=lambda files: len(_missing(files)) / len(files))
-
-
-def _missing(files: dict[str, Path]) -> list[Path]:
-    # os.path's isfile is False where Path's would raise: for a name too long, say.
-    return [path for path in files.values() if not os.path.isfile(path)]
 
 
 def _read(path: Path, md5: str, sha256: str) -> Split:

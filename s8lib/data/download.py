@@ -1,7 +1,8 @@
-"""Bring CIFAR-100 into a folder, from the Hugging Face Hub or else from Toronto: whole, or not at all."""
+"""CIFAR-100's files: where they are in a folder, and how they get there, from the Hub or else from Toronto."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from http.client import HTTPException
@@ -20,6 +21,22 @@ STALLED_AFTER = 60.0  # seconds without a byte; Toronto may be slow, and has nee
 
 class DataError(BadInput):
     """Data that are missing, damaged or of another kind; the message says which, and what to do."""
+
+
+def find(folder: Path) -> dict[str, Path]:
+    """Where the files of the most complete copy in `folder` are, or should be, by what they hold."""
+    layouts = [
+        {name: folder / part_of(file) for name, file in files.items()}
+        for files in (TORONTO_FILES, HUB_FILES)
+        for part_of in (str, os.path.basename)  # `folder` holds the copy's folder, or is it
+    ]
+    return min(layouts, key=lambda files: len(missing_of(files)) / len(files))
+
+
+def missing_of(files: dict[str, Path]) -> list[Path]:
+    """Those of `files` that are not there."""
+    # os.path's isfile is False where Path's would raise: for a name too long, say.
+    return [path for path in files.values() if not os.path.isfile(path)]
 
 
 def download(folder: Path) -> None:
@@ -44,7 +61,7 @@ def download(folder: Path) -> None:
         raise DataError(f"{reason}: name another folder.") from error
     failures = []
     with turn:
-        if any(all((folder / name).is_file() for name in files.values()) for files in (TORONTO_FILES, HUB_FILES)):
+        if not missing_of(find(folder)):
             return
         for source, fetch in (("the Hugging Face Hub", _from_hub), ("www.cs.toronto.edu", _from_toronto)):
             try:
