@@ -21,8 +21,10 @@ from s8lib.machine.progress import progress_bar
 from s8lib.run.folder import OUTGOING, RunFolder
 from s8lib.run.save import (
     CHECKPOINT,
+    CONFIG,
     LOG,
     NEW,
+    WEIGHTS,
     Content,
     Manifest,
     RunError,
@@ -118,17 +120,9 @@ class Copies:
         self._wait_for_thread(self.wait)
         place = self.place
         try:
-            there, here = place.manifest(), run.manifest()
-            if differing := differences(there.identity, here.identity or identity):
-                if not place.required:
-                    run.say(f"{place.title}: another run is there ({differing}): this one starts without")
-                    return 0
-                raise RunError(
-                    f"{place.title}: {place.address} and {run.path} hold different runs ({differing}): use "
-                    "another name for this run, or move one of the two away"
-                )
-            return self._receive(run, here, there, newest)
+            return self.bring(run, newest, identity)
         except OSError as error:
+            shutil.rmtree(run.path / NEW, ignore_errors=True)  # what came before the place was gone
             self._failures += 1
             if newest:
                 run.say(f"{place.title}: cannot be read ({error}); going on from epoch {newest} in {run.path}")
@@ -143,8 +137,18 @@ class Copies:
                 )
             return 0
 
-    def _receive(self, run: RunFolder, here: Manifest, there: Manifest, newest: int) -> int:
-        title, taken, best = self.place.title, 0, there.best()
+    def bring(self, run: RunFolder, newest: int, identity: Mapping[str, Any] | None = None) -> int:
+        """`fetch`, but for a place that cannot be read: that is an OSError."""
+        place, there, here = self.place, self.place.manifest(), run.manifest()
+        if differing := differences(there.identity, here.identity or identity):
+            if not place.required:
+                run.say(f"{place.title}: another run is there ({differing}): this one starts without")
+                return 0
+            raise RunError(
+                f"{place.title}: {place.address} and {run.path} hold different runs ({differing}): use another "
+                "name for this run, or move one of the two away"
+            )
+        title, taken, best = place.title, 0, there.best()
         for epoch, name in there.checkpoints.items():
             if epoch <= newest:
                 break
@@ -161,15 +165,17 @@ class Copies:
                     "another name for this run"
                 )
             return 0
-        best_epoch = there.best_epoch
-        if not best_epoch or best_epoch > taken or not all(self._bring(run, *file) for file in best.items()):
-            best_epoch = here.best_epoch
-            shutil.rmtree(run.path / NEW / "best", ignore_errors=True)
-        small = {name: c for name, c in there.files.items() if name not in best and not CHECKPOINT.fullmatch(name)}
-        lost = [name for name, content in small.items() if not self._bring(run, name, content)]
+        best_epoch = there.best_epoch if there.best_epoch and there.best_epoch <= taken else None
+        others = [
+            name for name in there.files if not CHECKPOINT.fullmatch(name) and (best_epoch or name not in best)
+        ]
+        lost = [name for name in others if not self._bring(run, name, there.files[name])]
         if lost:
             run.say(f"{title}: not as they were saved there, so left there: {', '.join(lost)}")
-        for name in small.keys() - {LOG, *lost}:
+        if not best_epoch or not best.keys().isdisjoint(lost):
+            best_epoch = here.best_epoch
+            shutil.rmtree(run.path / NEW / "best", ignore_errors=True)
+        for name in set(others) - {LOG, *lost, *best}:
             os.replace(run.path / NEW / name, run.path / name)
         run.install(dataclasses.replace(there, files=here.files, best_epoch=best_epoch, sequence=here.sequence))
         run.say(f"{title}: epoch {taken} is brought to {run.path} from {self.place.address}")
@@ -210,8 +216,10 @@ class Copies:
         self._failures, self._not_before = 0, 0.0  # the last chance does not wait for a pause of before
         self._collect(run)
         if self.pause is None:
-            self._sent = None  # other files than the save may be newer; what is there is not sent again
-        self._due = self._sent != (run.path, epoch)
+            self._sent, self._due = None, True  # other files may be newer; what is there is not sent again
+        sending = self._under_way
+        on_its_way = sending and (sending.run_path, sending.save.manifest.epoch)
+        self._due = self._due or (run.path, epoch) not in (self._sent, on_its_way)
         done = False
         try:
             what = f"epoch {epoch} to {self.place.title}, for at most {self.wait:.0f} s"
@@ -220,7 +228,7 @@ class Copies:
                     self._start(run)
                     if not self._under_way and (not self._due or self._not_before > deadline):
                         break
-                    self._wait_for_thread(TICK)
+                    self._wait_for_thread(TICK) if self._under_way else time.sleep(TICK)
                     self._collect(run, last=True)
             done = self._sent == (run.path, epoch)
         finally:  # also after Ctrl-C, which ends the waiting
@@ -276,7 +284,9 @@ class Copies:
         self.problem = problem
         self._failures += 1
         if problem.permanent or self.pause is None:
-            then = "" if last else "; it is tried again with the next save"
+            newest = run.manifest().epoch
+            next_one = "the next save" if self.every == 1 else f"epoch {newest - newest % self.every + self.every}"
+            then = "" if last else f"; it is tried again with {next_one}"
         else:
             self._due = True
             pause = max(problem.retry_after, min(self.pause * 2 ** (self._failures - 1), LONGEST_PAUSE))
@@ -291,29 +301,30 @@ class Copies:
 
 def stage(run: RunFolder, extras: Mapping[str, Path | str], message: str) -> Staged:
     """Put the newest save of `run`, and what goes with it, where training does not change it."""
-    manifest = run.manifest()
-    folder = run.path / OUTGOING / uuid.uuid4().hex
-    names = [manifest.checkpoints[manifest.epoch], LOG]
-    best = all(holds(run.find(name), content) for name, content in manifest.best().items())
-    names += manifest.best() if best else ()
-    files = {name: manifest.files[name] for name in names if name in manifest.files}
-    for name in files:
-        _link(run.find(name), folder / name)
-    for name, source in extras.items():
-        target = folder / name
-        if isinstance(source, str):
+    manifest, folder = run.manifest(), run.path / OUTGOING / uuid.uuid4().hex
+    best = (
+        manifest.best() if all(holds(run.find(name), content) for name, content in manifest.best().items()) else {}
+    )
+    files = {name: manifest.files[name] for name in (manifest.checkpoints[manifest.epoch], *best)}
+    # The rows that were saved, whatever has become of the file; and a config that format 1 did not name.
+    others = {LOG: run.log().to_csv()} | ({CONFIG: run.find(WEIGHTS).with_name("config.json")} if best else {})
+    others = {name: source for name, source in {**others, **extras}.items() if name not in files}
+    try:
+        for name in files:
+            _link(run.find(name), folder / name)
+        for name, source in others.items():
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(source, encoding="utf-8")
-        elif name not in files:
-            _copy(source, target)
-    named = {name: content_of(folder / name) for name in extras if name not in (*files, "README.md")}
-    whole = dataclasses.replace(manifest, files=files | named, best_epoch=manifest.best_epoch if best else None)
-    return Staged(folder, whole, tuple(extras.keys() - whole.files.keys()), message)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+            if isinstance(source, str):
+                target.write_text(source, encoding="utf-8")
+            else:
+                shutil.copyfile(source, target)
+        files |= {name: content_of(folder / name) for name in others if name != "README.md"}
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    whole = dataclasses.replace(manifest, files=files, best_epoch=manifest.best_epoch if best else None)
+    return Staged(folder, whole, tuple(others.keys() - files.keys()), message)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -344,7 +355,7 @@ class _Sending(threading.Thread):
         except (NotSent, RunFault) as error:
             self.problem = error
         except OSError as error:
-            self.problem = NotSent(str(error))
+            self.problem = NotSent(str(error), retry_after=getattr(error, "wait", 0.0))
         except (RunError, ValueError) as error:  # what somebody has to change
             self.problem = NotSent(str(error), permanent=True)
         finally:
