@@ -114,7 +114,7 @@ def _data_at_hand(run: s8.RunFolder) -> s8.Cifar100 | None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from s8lib.publish.publisher import UPLOAD_LIMIT
+    from s8lib.run.hub import UPLOAD_LIMIT
 
     hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT)
     hub.publish(s8.RunFolder(options.run))

@@ -18,16 +18,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_session, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,  # httpx's or httpx2's, whichever this client is built on
-    LocalEntryNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_session, get_token
 from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers, validate_repo_id
 
 from s8lib.validation import BadInput
@@ -37,16 +32,24 @@ TICK = 0.1  # seconds between two looks at a process that is waited for
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 TRY_AGAIN = (408, 409, 412, 425, 429)  # of the 4xx: those that may pass
 ADVICE = {
-    401: f"this token is not valid: make one with write access at {TOKENS_PAGE}",
-    402: "it wants this account to pay for that",
-    403: f"this token may not do this: give it write access at {TOKENS_PAGE}, or use your own namespace",
-    404: "it is not there, or this token may not see it",
-    413: "a file is larger than the Hub takes",
+    401: f"; this token is not valid: make one with write access at {TOKENS_PAGE}",
+    402: "; it wants this account to pay for that; of a Gradio Space, the demo runs in a notebook all the same",
+    403: f"; this token may not do this: give it write access at {TOKENS_PAGE}, or use your own namespace",
+    404: "; there is no such repository or revision, or this token may not see it",
+    413: "; a file is larger than the Hub takes",
 }
 
 
 class HubError(BadInput):
     """A repository, a token or a setting that cannot be used with the Hub; the message says what to do."""
+
+
+class OutOfReach(ConnectionError):
+    """The Hub cannot be reached or does not want to answer now: trying again, after `wait` seconds, may help."""
+
+    def __init__(self, error: str, wait: float = 0.0) -> None:
+        super().__init__(error)
+        self.wait = wait
 
 
 def usable_token(token: str | None = None) -> str:
@@ -62,15 +65,13 @@ def usable_token(token: str | None = None) -> str:
             "or run `hf auth login`"
         )
     if not re.fullmatch(r"[\w.~+/=:-]+", token, re.ASCII):  # the client would quote it in its error
-        raise HubError(
-            "this token holds a character that no token of the Hub has: was it copied whole, and alone?"
-        )
+        raise HubError("this token holds a character that no token of the Hub has: was it copied whole?")
     return token
 
 
 def check_repo_id(repo_id: str) -> str:
     """`repo_id`, if it is "user/name"; else HubError."""
-    with contextlib.suppress(HFValidationError):
+    with contextlib.suppress(errors.HFValidationError):
         validate_repo_id(repo_id)
         if "/" in repo_id:
             return repo_id
@@ -79,33 +80,29 @@ def check_repo_id(repo_id: str) -> str:
 
 @contextlib.contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Turn whatever the client raises into HubError, or ConnectionError where trying again may help."""
+    """Turn whatever the client raises into HubError, or OutOfReach where trying again may help."""
     try:
         yield
-    except HFValidationError:
-        raise HubError(f"{what}: this is no name of a repository: write USER/NAME") from None
-    # LocalEntryNotFoundError: no connection. RuntimeError: one that breaks, in the client's Xet transport.
-    except (HfHubHTTPError, HTTPError, LocalEntryNotFoundError, RuntimeError) as error:
-        answer = explain(error)
-        raise (HubError if answer["permanent"] else ConnectionError)(f"{what}: {answer['error']}") from None
+    # HTTPError: httpx's and the client's. LocalEntryNotFoundError: no connection. RuntimeError: one that Xet lost.
+    except (errors.HTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError, RuntimeError) as error:
+        raise explained(error, f"{what}: ") from None
 
 
-def explain(error: BaseException) -> dict[str, Any]:
-    """What went wrong in one line, whether it is for good, and after how many seconds to try again."""
-    chain = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    http = next((link for link in chain if isinstance(link, HfHubHTTPError)), None)
-    if http is None:
-        return {"error": one_line(error), "permanent": isinstance(error, ValueError)}
-    status = http.response.status_code
-    said = " ".join((http.server_message or http.response.reason_phrase).split())[:200].rstrip(".")
-    limit, wait = parse_ratelimit_headers(http.response.headers), http.response.headers.get("Retry-After", "")
-    return {
-        "error": f"the Hub answered {status}, {said}" + (f"; {ADVICE[status]}" if status in ADVICE else ""),
-        "permanent": 400 <= status < 500 and status not in TRY_AGAIN,
-        "retry_after": int(wait) if wait.isdigit() else limit.reset_in_seconds if limit and status == 429 else 0,
-    }
+def explained(error: BaseException, what: str = "") -> HubError | OutOfReach:
+    """The client's error in one line, without a token that the Hub repeats."""
+    permanent = isinstance(error, ValueError)
+    while error.__cause__ is not None and not isinstance(error, errors.HfHubHTTPError):
+        error = error.__cause__
+    if not isinstance(error, errors.HfHubHTTPError):
+        said = one_line(error)
+        return HubError(what + said) if permanent else OutOfReach(f"{what}the Hub is out of reach: {said}")
+    status, headers = error.response.status_code, error.response.headers
+    said = re.sub(r"hf_\w+", "<token>", " ".join((error.server_message or error.response.reason_phrase).split()))
+    said = f"{what}the Hub answered {status}, {said[:200].rstrip('.')}{ADVICE.get(status, '')}"
+    if 400 <= status < 500 and status not in TRY_AGAIN:
+        return HubError(said)
+    wait, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers) if status == 429 else None
+    return OutOfReach(said, int(wait) if wait.isdigit() else limit.reset_in_seconds if limit else 0)
 
 
 def one_line(error: BaseException) -> str:
@@ -115,17 +112,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
-def run_job(job: dict[str, Any], limit: float, stop: threading.Event | None = None) -> dict[str, Any]:
-    """Do a job in a process of its own, which ends after `limit` seconds, with `stop`, or with this one.
+def ask(task: str, limit: float, stop: threading.Event | None = None, **job: Any) -> dict[str, Any]:
+    """What `check`, `read` or `send` below answers in a process of its own, to `job` and its `token`.
 
-    Args:
-        job: `repo_id`, `token` and `private`; `check` to see that the token may write there; the name of a file to
-            `read`; or `files` to send with the `sha256` of some, `outdated` to remove, `message` and `parent`.
-    Returns:
-        What was read, `url` of the commit, or `error`, whether it is `permanent`, and `retry_after` in seconds.
+    The process ends after `limit` seconds, with `stop`, or with this one.
+
+    Raises:
+        HubError: the Hub refuses it for good.
+        OutOfReach: trying again may help.
     """
-    with tempfile.TemporaryFile() as output:  # a pipe could fill up and block
-        process = subprocess.Popen(
+    with (
+        tempfile.TemporaryFile() as output,  # a pipe could fill up and block
+        subprocess.Popen(
             [sys.executable, "-m", "s8lib.hub_client"],
             bufsize=0,
             stdin=subprocess.PIPE,
@@ -133,49 +131,43 @@ def run_job(job: dict[str, Any], limit: float, stop: threading.Event | None = No
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the one who trains
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
+        ) as process,
+    ):
         assert process.stdin
-        with process.stdin:
-            with contextlib.suppress(BrokenPipeError):  # it could not start: its output says why
-                process.stdin.write(json.dumps(job).encode() + b"\n")
-            started = time.monotonic()
-            while process.poll() is None and not (stop and stop.is_set()) and time.monotonic() < started + limit:
-                time.sleep(TICK)
-            if process.poll() is None:
+        with contextlib.suppress(BrokenPipeError):  # it could not start: its output says why
+            process.stdin.write(json.dumps({"task": task, **job}).encode() + b"\n")
+        deadline = time.monotonic() + limit
+        while process.poll() is None:
+            if time.monotonic() > deadline or (stop and stop.is_set()):
                 process.kill()
-                process.wait()
-                return {
-                    "error": f"no answer from the Hub in {time.monotonic() - started:.0f} s",
-                    "permanent": False,
-                }
+                raise OutOfReach(f"no answer from the Hub in {limit:.0f} s")
+            time.sleep(TICK)
         output.seek(0)
-        text = output.read().decode(errors="replace").replace(job["token"], "<token>")
-    last_line = text.strip().rpartition("\n")[2]
+        text = output.read().decode(errors="replace")
+    last_line = text.strip().rpartition("\n")[2].replace(job["token"] or "\n", "<token>")
     try:
-        return dict(json.loads(last_line))
+        answer = dict(json.loads(last_line))
     except (ValueError, TypeError):  # it was killed, or failed in a way that it does not know
-        return {"error": f"its process ended with {process.returncode}: {last_line[:200]}", "permanent": False}
+        raise OutOfReach(f"its process ended with {process.returncode}: {last_line[:200]}") from None
+    if "error" in answer:
+        raise HubError(answer["error"]) if answer["wait"] is None else OutOfReach(**answer)
+    return answer
 
 
 def main() -> None:
-    """The process that `run_job` starts."""
+    """The process that `ask` starts."""
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     disable_progress_bars()
     get_session().timeout = SILENT_FOR
-    api = HfApi(token=job["token"])
-    answer: dict[str, Any] = {}
+    tasks: dict[str, Callable[..., Any]] = {"check": check, "read": read, "send": send}
     try:
-        if job.get("check"):
-            check(api, job["repo_id"], job["private"])
-        if "read" in job:
-            answer = read(api, job)
-        if "files" in job:
-            answer = send(api, job)
+        answer = tasks[job.pop("task")](HfApi(token=job.pop("token")), **job) or {}
     # OSError: a staged file, offline mode. RuntimeError: what the client makes of any failure in mid-file.
     # ValueError: HubError, or an answer that the client does not understand.
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        answer = {"error": str(error), "permanent": True} if isinstance(error, HubError) else explain(error)
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+        problem = error if isinstance(error, HubError) else explained(error)
+        answer = {"error": str(problem), "wait": getattr(problem, "wait", None)}
     print("\n" + json.dumps(answer), flush=True)
     os._exit(0)  # no word of the client may follow, and none of its threads is waited for
 
@@ -183,62 +175,42 @@ def main() -> None:
 def check(api: HfApi, repo_id: str, private: bool) -> None:
     """See that the token may publish to `repo_id`, and make the repository if it is not there."""
     namespace, name = repo_id.split("/")
-    try:
-        who = api.whoami()
-    except HfHubHTTPError as error:
-        if error.response.status_code == 401:
-            raise HubError(
-                f"the Hub does not accept this token: make one with write access at {TOKENS_PAGE}"
-            ) from None
-        raise
+    who = api.whoami()
     mine = [who["name"], *(org["name"] for org in who.get("orgs", []))]
     if namespace not in mine:
-        raise HubError(
-            f"this token is {who['name']}'s, who cannot write to {namespace}: publish to "
-            + " or ".join(f"{one}/{name}" for one in mine)
-        )
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        api.auth_check(repo_id, write=True)  # `create_repo` succeeds with any token where the repository exists
-    except HfHubHTTPError as error:
-        if error.response.status_code in (401, 403, 404):
-            raise HubError(
-                f"this token may not write to {repo_id}: give it write access at {TOKENS_PAGE}"
-            ) from None
-        raise
+        theirs = " or ".join(f"{one}/{name}" for one in mine)
+        raise HubError(f"this token is {who['name']}'s, who cannot write to {namespace}: publish to {theirs}")
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    api.auth_check(repo_id, write=True)  # `create_repo` succeeds with any token where the repository exists
 
 
-def read(api: HfApi, job: dict[str, Any]) -> dict[str, Any]:
-    """The head of the repository, the names of its files, and the text of one of them; "" if it is not there."""
-    info = api.model_info(job["repo_id"], timeout=SILENT_FOR)
-    held, text = [sibling.rfilename for sibling in info.siblings or ()], ""
-    if job["read"] in held:
-        with tempfile.TemporaryDirectory() as folder:
-            path = api.hf_hub_download(job["repo_id"], job["read"], revision=info.sha, local_dir=folder)
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read()
-    return {"head": info.sha, "held": held, "text": text}
+def read(api: HfApi, repo_id: str, revision: str | None, names: list[str]) -> dict[str, Any]:
+    """The commit at `revision`, the names of its files, and of those in `names` what is there, byte by byte."""
+    info = api.model_info(repo_id, revision=revision, timeout=SILENT_FOR)
+    held = [sibling.rfilename for sibling in info.siblings or ()]
+    texts = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in set(names) & set(held):
+            path = Path(api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=folder))
+            texts[name] = path.read_bytes().decode("latin-1")
+    return {"commit": info.sha, "held": held, "texts": texts}
 
 
-def send(api: HfApi, job: dict[str, Any]) -> dict[str, Any]:
-    """One commit of the job's files, with the head it was made for as its parent: it fails rather than mixes."""
-    additions = [CommitOperationAdd(name, path) for name, path in job["files"].items()]
+def send(
+    api: HfApi, repo_id: str, files: dict[str, list[str]], outdated: list[str], message: str, parent: str
+) -> dict[str, Any]:
+    """One commit of `files`, each a path and a sha256 or "", on top of the head it was made for, or none."""
+    additions = [CommitOperationAdd(name, path) for name, (path, _) in files.items()]
     for addition in additions:
-        expected = job["sha256"].get(addition.path_in_repo)
-        if expected and addition.upload_info.sha256.hex() != expected:
-            raise OSError(f"{addition.path_in_repo} is not what the manifest says")
-    commit = api.create_commit(
-        job["repo_id"],
-        [*additions, *map(CommitOperationDelete, job["outdated"])],
-        commit_message=job["message"],
-        parent_commit=job["parent"],
-    )
+        if files[addition.path_in_repo][1] not in ("", addition.upload_info.sha256.hex()):
+            raise HubError(f"{addition.path_in_repo} is not what the manifest says")
+    changes: list[Any] = [*additions, *(CommitOperationDelete(name) for name in outdated if name not in files)]
+    commit = api.create_commit(repo_id, changes, commit_message=message, parent_commit=parent)
     return {"url": commit.commit_url}
 
 
 def _end_with_parent() -> None:
-    while os.read(sys.stdin.fileno(), 1):
-        pass
+    sys.stdin.buffer.read()
     os._exit(1)
 
 

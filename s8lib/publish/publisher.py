@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from s8lib.hub_client import HubError, usable_token
+from s8lib.hub_client import HubError, OutOfReach, usable_token
 from s8lib.publish.export import Export
 from s8lib.report import write_log
 from s8lib.report.card import make_card
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
-from s8lib.run.hub import UPLOAD_LIMIT, HubRepo
-from s8lib.run.save import RunError
+from s8lib.run.hub import HubRepo
 
 FIRST_PAUSE = 10.0  # seconds before a failed upload is tried again
 SENT = ("recipe.json", "environment.json", "report.json", "graph.jpg")
@@ -48,11 +47,12 @@ class HubPublisher(Copies):
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")
-        self.repo = HubRepo(repo_id, usable_token(token), private)
+        self.repo, self._exports = HubRepo(repo_id, usable_token(token), private), tuple[Export, ...]()
         super().__init__(self.repo, every, wait, FIRST_PAUSE)
-        self.repo_id, self._exports = repo_id, tuple[Export, ...]()
-        if problem := self.repo.check():
-            say(f"{self.repo.title} is out of reach ({problem}): tried again when a commit is due")
+        try:
+            self.repo.check()
+        except OutOfReach as error:
+            say(f"{error}; tried again when a commit is due")
 
     def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str], str]:
         """The report, the curves, the card and the exports; the commit's message."""
@@ -62,28 +62,28 @@ class HubPublisher(Copies):
         best, last = log[epoch - 1], log[-1]
         files: dict[str, Path | str] = {name: run.path / name for name in SENT if (run.path / name).exists()}
         files |= {export.path.name: export.path for export in self._exports}
-        files["README.md"] = str(make_card(run, self.repo_id, log, self._exports))
+        files["README.md"] = str(make_card(run, self.repo.repo_id, log, self._exports))
         return files, f"epoch {last.epoch}: {last.test_acc:.2f}% top-1; best epoch {epoch}: {best.test_acc:.2f}%"
 
     def publish(self, run: RunFolder, exports: Sequence[Export] = ()) -> str:
-        """Send what a run folder holds, and wait for it at most `wait` seconds; what is said of the commit.
+        """Send what a run folder holds, and wait for it at most `wait` seconds; the address of the commit.
 
         Args:
-            exports: of its best weights, in other formats; a commit without them removes those of an earlier one.
+            exports: of its best weights, in other formats; the next commit removes them.
         Raises:
             RunError: the folder holds no epoch, or another process is training in it.
             HubError: the Hub refuses it.
             ConnectionError: the Hub could not be reached, or did not take it in time.
         """
         epoch = run.log()[-1].epoch
-        if not self.repo.checked and (problem := self.repo.check()):
-            raise ConnectionError(f"{self.repo.title} is out of reach ({problem}): nothing was sent")
-        self._exports, self._sent = tuple(exports), None
+        self.repo.check()
+        self._exports, self._sent, self._due = tuple(exports), None, True
         with RunFolder(run.path, run.say).lock():
             done = self.finish(run)
+        self._exports = ()
         if not done:
             what = f"epoch {epoch} is not on the Hub: {self.problem or f'no end of it in {self.wait:.0f} s'}"
-            raise HubError(what) if self.problem and self.problem.permanent else ConnectionError(what)
+            raise HubError(what) if self.problem and self.problem.permanent else OutOfReach(what)
         return self.repo.url
 
 
@@ -104,8 +104,4 @@ def fetch_run(repo_id: str, run: RunFolder, token: str | None = None, revision: 
     place.required = True
     here = RunFolder(run.path, run.say)  # without its copies, which must not follow this
     with here.lock():
-        before = here.manifest().epoch
-        return Copies(place).fetch(here, before, None) > before
-
-
-__all__ = ["UPLOAD_LIMIT", "HubError", "HubPublisher", "RunError", "fetch_run"]
+        return Copies(place).bring(here, here.fetch()) > 0

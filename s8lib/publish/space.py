@@ -7,12 +7,8 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard, SpaceCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-from s8lib.data.download import one_line
-from s8lib.hub_client import TOKENS_PAGE
-from s8lib.publish.publisher import usable_token
-from s8lib.run.hub import HubError
+from s8lib.hub_client import check_repo_id, hub_errors, usable_token
 
 APP = '''"""The demo of {repo_id}."""
 
@@ -28,15 +24,6 @@ if __name__ == "__main__":
 # Of s8lib's own requirements, those that its demo never imports; the Space brings gradio.
 NOT_NEEDED = ("torchvision", "pyarrow", "matplotlib", "torchsummary", "imageio-ffmpeg")
 CPU_BUILDS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # free Spaces have no GPU; much smaller
-
-REFUSALS = {
-    401: f"the Hub does not accept this token: make one with write access at {TOKENS_PAGE}",
-    402: (
-        "the Hub wants this account to pay for a Gradio Space (402); they are no longer free for everyone. The "
-        "demo runs in the notebook all the same, and the folder can go to an account that has Spaces"
-    ),
-    403: f"this token may not write there: give it write access at {TOKENS_PAGE}, or use your own namespace",
-}
 
 
 def write_space(folder: str | Path, repo_id: str) -> Path:
@@ -78,17 +65,9 @@ def create_space(space_id: str, folder: str | Path, token: str | None = None, pr
         ConnectionError: the Hub cannot be reached.
     """
     api = HfApi(token=usable_token(token))
-    try:
+    with hub_errors(check_repo_id(space_id)):
         space = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         api.upload_folder(
             repo_id=space_id, folder_path=folder, repo_type="space", commit_message="The demo, as s8lib wrote it"
         )
-    except HFValidationError as error:
-        raise HubError(f"{space_id!r} is no name of a Space: write USER/NAME") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        raise HubError(f"{space_id}: {REFUSALS.get(status, f'the Hub answered {status}')}") from None
-    # HTTPError: httpx's or httpx2's. RuntimeError: what the client makes of a failure in mid-file.
-    except (HTTPError, RuntimeError) as error:
-        raise ConnectionError(f"the Hub does not take {space_id}: {one_line(error)}") from None
     return str(space)

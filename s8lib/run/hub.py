@@ -6,50 +6,37 @@ manifest of them.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import hashlib
 import os
+import re
 import shlex
 import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 
-from s8lib.hub_client import HubError, check_repo_id, hub_errors, run_job, usable_token
-from s8lib.run.copies import NotSent, Staged
-from s8lib.run.save import (
-    CHECKPOINT,
-    CONFIG,
-    LOG,
-    MANIFEST,
-    Content,
-    Manifest,
-    RunError,
-    content_of,
-    differences,
-    unseal,
-)
+from s8lib.hub_client import ask, check_repo_id, hub_errors
+from s8lib.run.copies import Staged
+from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, Content, Manifest, RunError, differences, unseal
 
 if TYPE_CHECKING:
     from s8lib.run.folder import RunFolder
 
 CHECK_LIMIT = 30.0  # seconds that a look at the Hub may take
 UPLOAD_LIMIT = 1800.0  # seconds after which an upload counts as hanging; 440 MB take that long at 2 Mbit/s
-EXPORTS = (".onnx", ".pt2")  # at the root: of the weights they came with
+EXPORT = re.compile(r"[^/]+\.(onnx|pt2)")  # of the weights it came with
 
 
 class HubRepo:
     """The place for a run's saves in a repository; see `copies.Place`.
 
     Args:
-        repo_id: "user/name".
-        token: None to read without one, or with this machine's.
+        token: by default this machine's, if there is one.
         private: whether a new repository is private.
         revision: a branch or commit to read; by default the newest.
-    Raises:
-        HubError: for a name that none can have.
     """
 
     required = False  # a run that is published can begin while the Hub is out of reach
@@ -57,97 +44,69 @@ class HubRepo:
     def __init__(
         self, repo_id: str, token: str | None = None, private: bool = False, revision: str | None = None
     ) -> None:
-        self.repo_id, self.token, self.private, self.revision = check_repo_id(repo_id), token, private, revision
+        self.repo_id, self.private, self.revision = check_repo_id(repo_id), private, revision
+        self.token = token or get_token()  # here, as Colab gives its secrets to the main thread only
         self.title = f"{repo_id} on the Hub"
         self.address = f"https://huggingface.co/{repo_id}"
-        self.checked = False  # that the token may write there
         self.url = ""  # of the newest commit that was sent
-        self._commit: str | None = None  # that is read
-        self._held: set[str] = set()
+        self._checked = False  # that the token may write there
+        self._there: dict[str, Any] = {}  # the commit that is received, as `hub_client.read` describes it
 
-    def check(self) -> str:
-        """See that the token may write to the repository, which is made if need be; why that is not known, if so.
-
-        Raises:
-            HubError: it may not.
-        """
-        job = {"repo_id": self.repo_id, "private": self.private, "token": usable_token(self.token), "check": True}
-        answer = run_job(job, CHECK_LIMIT)
-        if answer.get("permanent"):
-            raise HubError(answer["error"])
-        self.checked = not answer
-        return answer.get("error", "")
+    def check(self, stop: threading.Event | None = None) -> None:
+        """See, once, that the token may write to the repository, which is made if need be; raises as `ask`."""
+        if not self._checked:
+            self._ask("check", CHECK_LIMIT, stop, private=self.private)
+            self._checked = True
 
     def manifest(self) -> Manifest:
         """Of the newest commit; an empty one if it holds no run."""
-        with hub_errors(self.title):
-            info = HfApi(token=self.token).model_info(self.repo_id, revision=self.revision, timeout=CHECK_LIMIT)
-            self._commit, self._held = info.sha, {sibling.rfilename for sibling in info.siblings or ()}
-            if MANIFEST not in self._held:
-                return Manifest()
-            with self._download(MANIFEST) as file:
-                try:
-                    manifest = unseal(file.read_bytes())
-                except ValueError as error:
-                    raise RunError(f"{self.title}: its {MANIFEST} is not that of a run ({error})") from None
-            files = dict(manifest.files)
-            for name in (CONFIG, LOG, "recipe.json", "environment.json"):
-                if name not in files and _in_repo(name) in self._held:  # format 1 did not name them
-                    with self._download(name) as file:
-                        files[name] = content_of(file)
-        return dataclasses.replace(manifest, files=files)
+        self._there = self._read(MANIFEST, "config.json", LOG, "recipe.json", "environment.json")
+        contents = self._there["contents"]
+        if MANIFEST not in contents:
+            return Manifest()
+        try:
+            manifest = unseal(contents.pop(MANIFEST))
+        except ValueError as error:
+            raise RunError(
+                f"{self.title}: its {MANIFEST} is not that of a run ({error}): use another repository or revision"
+            ) from None
+        unnamed = {  # by format 1
+            CONFIG if name == "config.json" else name: Content(len(text), hashlib.sha256(text).hexdigest())
+            for name, text in contents.items()
+        }
+        return dataclasses.replace(manifest, files=unnamed | manifest.files)
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Download a file of the commit whose manifest was read."""
-        if _in_repo(name) not in self._held:
+        name, there, api = name.removeprefix("best/"), self._there, HfApi(token=self.token)
+        if name not in there["held"]:
             return False
-        with hub_errors(self.title), self._download(name, target.parent) as file:
-            os.replace(file, target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".arriving") as folder, hub_errors(self.title):
+            os.replace(api.hf_hub_download(self.repo_id, name, revision=there["commit"], local_dir=folder), target)
         return True
 
-    @contextlib.contextmanager
-    def _download(self, name: str, beside: Path | None = None) -> Any:
-        with tempfile.TemporaryDirectory(dir=beside, prefix=".arriving") as folder:
-            api = HfApi(token=self.token)
-            yield Path(api.hf_hub_download(self.repo_id, _in_repo(name), revision=self._commit, local_dir=folder))
-
     def look(self, new: Manifest) -> None:
-        """Nobody takes a repository over: a commit of someone else in between is refused by the Hub."""
+        """Nobody takes a repository over: the Hub refuses a commit if someone else's came in between."""
 
     def claim(self, here: Manifest) -> None:
         """As `look`."""
 
     def send(self, save: Staged, stop: threading.Event) -> str:
         """One commit; what it takes the place of leaves the repository's head in the same commit."""
-        account = {"repo_id": self.repo_id, "private": self.private, "token": usable_token(self.token)}
-        there = self._answer(run_job(account | {"check": not self.checked, "read": MANIFEST}, CHECK_LIMIT, stop))
-        self.checked, held = True, set(there["held"])
-        with contextlib.suppress(ValueError):  # a manifest that is damaged is no reason to keep it
-            found = unseal(there["text"].encode())
-            if found.epoch > save.manifest.epoch and not differences(found.identity, save.manifest.identity):
-                raise NotSent(
-                    f"it holds epoch {found.epoch} of this very run, and is not set back to an earlier one: go on "
-                    "from there in an empty run folder, or publish to another repository",
-                    permanent=True,
-                )
+        self.check(stop)
+        there = self._read(MANIFEST, stop=stop)
+        self._refuse_to_go_back(there["contents"].get(MANIFEST, b""), save.manifest)
         (save.folder / MANIFEST).write_bytes(save.manifest.seal())
-        files = {
-            _in_repo(name): str(save.folder / name) for name in (*save.manifest.files, *save.unnamed, MANIFEST)
-        }
+        sha256 = {name: content.sha256 for name, content in save.manifest.files.items()}
+        names = [*sha256, *save.unnamed, MANIFEST]
         commit = {
-            "files": files,
-            "sha256": {_in_repo(name): content.sha256 for name, content in save.manifest.files.items()},
-            "outdated": [name for name in held - files.keys() if CHECKPOINT.fullmatch(name) or _is_export(name)],
+            "files": {n.removeprefix("best/"): (str(save.folder / n), sha256.get(n, "")) for n in names},
+            "outdated": [name for name in there["held"] if CHECKPOINT.fullmatch(name) or EXPORT.fullmatch(name)],
             "message": save.message,
-            "parent": there["head"],
+            "parent": there["commit"],
         }
-        self.url = self._answer(run_job(account | commit, UPLOAD_LIMIT, stop))["url"]
+        self.url = self._ask("send", UPLOAD_LIMIT, stop, **commit)["url"]
         return f"epoch {save.manifest.epoch} is on the Hub: {self.url}"
-
-    def _answer(self, answer: dict[str, Any]) -> dict[str, Any]:
-        if "error" in answer:
-            raise NotSent(answer["error"], answer.get("permanent", False), answer.get("retry_after", 0.0))
-        return answer
 
     def summary(self) -> str:
         return ""  # `send` has said it
@@ -156,10 +115,23 @@ class HubRepo:
         command = f"s8lib publish --run {shlex.quote(str(run.path))} --hub-repo {self.repo_id}"
         return f"epoch {epoch} is NOT on the Hub; send it with: {command}"
 
+    def _ask(self, task: str, limit: float, stop: threading.Event | None, **job: Any) -> dict[str, Any]:
+        return ask(task, limit, stop, token=self.token, repo_id=self.repo_id, **job)
 
-def _in_repo(name: str) -> str:
-    return name.removeprefix("best/")
+    def _read(self, *names: str, stop: threading.Event | None = None) -> dict[str, Any]:
+        there = self._ask("read", CHECK_LIMIT, stop, revision=self.revision, names=names)
+        return there | {"contents": {name: text.encode("latin-1") for name, text in there["texts"].items()}}
 
-
-def _is_export(name: str) -> bool:
-    return "/" not in name and name.endswith(EXPORTS)
+    def _refuse_to_go_back(self, text: bytes, new: Manifest) -> None:
+        """Raise RunError if a later epoch of the same run is there, or what only a later s8lib can read."""
+        try:
+            there = unseal(text)
+        except RunError:
+            raise
+        except ValueError:  # damaged, or of another kind: no reason to keep it
+            return
+        if there.epoch > new.epoch and not differences(there.identity, new.identity):
+            raise RunError(
+                f"it holds epoch {there.epoch} of this very run, and is not set back to an earlier one: go on "
+                "from there in an empty run folder, or publish to another repository"
+            )
