@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,13 @@ def until(what: Callable[[], object], seconds: float = 30.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.05)
+
+
+def arrived() -> None:
+    """Wait for the copies under way, whatever comes of them."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("copy to "):
+            thread.join(60)
 
 
 def check_consistent(commit: Commit, epoch: int, folder: Path) -> None:

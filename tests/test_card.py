@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny: s8.Cifar100) -> s8.RunFo
 def on_cifar100(run: s8.RunFolder) -> s8.RunFolder:
     """The run, made to say that it was trained on the real data."""
     manifest = run.manifest()
-    manifest["identity"] = {"data": {"sha256": CIFAR100_FINGERPRINT, "holdout": 0}}
-    run.write_json("manifest.json", manifest)
+    identity = (manifest.identity or {}) | {"data": {"sha256": CIFAR100_FINGERPRINT, "holdout": 0}}
+    run.install(dataclasses.replace(manifest, identity=identity))
     return run
 
 
@@ -62,8 +63,8 @@ def test_the_model_index_holds_the_logged_figures_of_the_best_weights(run: s8.Ru
 
 def test_best_and_final_epoch_stand_side_by_side_with_their_intervals(run: s8.RunFolder, tmp_path: Path) -> None:
     longer = Machine(tmp_path).until(5)
-    longer.folder.write_json("environment.json", run.read_json("environment.json", default=None))
-    text = make_card(longer.folder, NAME).text
+    longer.run.write_json("environment.json", run.sessions())
+    text = make_card(longer.run, NAME).text
     number = r"([\d.]+)"
     pattern = rf"^\| (best|final)[^|]*\| {number} \| {number}% \| {number} to {number}% \| {number}% \|"
     rows = re.findall(pattern, text, re.MULTILINE)
@@ -98,13 +99,13 @@ def test_a_run_on_cifar100_claims_it_with_its_10000_test_images(tmp_path: Path) 
 
 
 def test_a_run_under_way_says_how_far_it_is_and_the_next_card_how_much_further(tmp_path: Path) -> None:
-    run = Machine(tmp_path, recipe=recipe(epochs=10)).until(2)
-    assert "recipe `test`, 2 of whose 10 epochs are done." in make_card(run.folder, NAME).text
-    run.epochs(7)
-    assert "recipe `test`, 7 of whose 10 epochs are done." in make_card(run.folder, NAME).text
-    run.epochs(10)
-    assert "epochs are done" not in make_card(run.folder, NAME).text
-    assert make_card(run.folder, NAME, run.log).content == make_card(run.folder, NAME).content
+    machine = Machine(tmp_path, recipe=recipe(epochs=10))
+    for epoch in (2, 7):
+        run = machine.until(epoch).run
+        assert f"recipe `test`, {epoch} of whose 10 epochs are done." in make_card(run, NAME).text
+    run = machine.until(10).run
+    assert "epochs are done" not in make_card(run, NAME).text
+    assert make_card(run, NAME, machine.log).content == make_card(run, NAME).content
 
 
 def test_what_the_folder_does_not_hold_is_not_shown(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_held_out_images_that_chose_the_best_epoch_are_named(run: s8.RunFolder) 
 
 
 def test_every_machine_that_took_part_is_named_once(run: s8.RunFolder, tmp_path: Path) -> None:
-    (session,) = run.read_json("environment.json", default=None)
+    (session,) = run.sessions()
     elsewhere = session | {"device_name": "Tesla T4", "precision": "fp16", "compile": True}
     sessions = [session, session | {"from_epoch": 3}, elsewhere | {"from_epoch": 5}]
     folder = Machine(tmp_path).until(6).run
@@ -189,8 +190,11 @@ out.append(type(model).__name__)
 """
 
 
-def test_the_hub_validates_the_card_and_its_lines_load_any_revision_without_a_pickle(tmp_path: Path) -> None:
-    run = on_cifar100(Machine(tmp_path / "run").until(1).run)
+def test_the_hub_validates_the_card_and_its_lines_load_any_revision_without_a_pickle(
+    run: s8.RunFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    run = on_cifar100(s8.RunFolder(tmp_path / "run"))
     card = make_card(run, NAME)
     card.save(run.path / "README.md")
     Image.new("RGB", (50, 40)).save(run.path / "photo.jpg")

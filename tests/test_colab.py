@@ -15,7 +15,9 @@ import torch
 
 import s8lib as s8
 from s8lib import colab
+from s8lib.machine.device import pick_device, pick_precision
 from s8lib.run.folder import RunFolder
+from tests.saves import Machine
 
 FAKE = Path(__file__).parent / "fake_colab"
 TOKEN = "hf_PlantedTokenThatNobodyMaySee"
@@ -75,7 +77,7 @@ def test_checks_say_one_line_each_and_no_path(lines: list[str], monkeypatch: pyt
     monkeypatch.delenv("S8_DATA", raising=False)
     s8.colab.checks(lines.append)
     assert [line.split(":")[0] for line in lines] == ["GPU", "precision", "RAM", "disk", "versions", "data"]
-    precision = s8.hardware.pick_precision(s8.hardware.pick_device())
+    precision = pick_precision(pick_device())
     assert lines[1] == f"precision: {precision}"
     assert f"torch {torch.__version__}" in lines[4]
     assert f"s8lib {s8.__version__}" in lines[4]
@@ -156,7 +158,7 @@ def test_elsewhere_runs_are_kept_in_a_local_folder(lines: list[str]) -> None:
     assert lines == ["not on Colab: runs are kept on this machine, in the folder runs"]
     run = s8.colab.run_folder("runs", "quick", lines.append)
     assert run.path == Path("runs", "quick")
-    assert run.mirror is None
+    assert run.copies == []
 
 
 def test_on_colab_a_run_trains_on_the_machine_and_is_kept_on_drive(
@@ -167,12 +169,14 @@ def test_on_colab_a_run_trains_on_the_machine_and_is_kept_on_drive(
     assert run.path == content / "runs" / "quick"
     with run.lock():
         assert run.resume() is None
-        run.save(1, {"epoch": 1}, "log\n")
+        Machine(run.path, run.copies, lines=lines).save(1)
     shutil.rmtree(run.path)
-    assert RunFolder(tmp_path / "cloud" / "s8lib" / "quick").last_epoch() == 1
+    assert RunFolder(tmp_path / "cloud" / "s8lib" / "quick").manifest().epoch == 1
     again = s8.colab.run_folder(kept, "quick", lines.append)
     with again.lock():
-        assert again.resume() == {"epoch": 1}
+        found = again.resume()
+    assert found
+    assert found.epoch == 1
 
 
 def test_finishing_copies_what_is_new_unmounts_and_gives_the_machine_back(
@@ -180,7 +184,7 @@ def test_finishing_copies_what_is_new_unmounts_and_gives_the_machine_back(
 ) -> None:
     run = s8.colab.run_folder(s8.colab.mount_drive(), "quick", lines.append)
     with run.lock():
-        run.save(1, {"epoch": 1}, "log\n")
+        Machine(run.path, run.copies, lines=lines).save(1)
     run.write_json("report.json", {"top1": 80})
     s8.colab.finish(run, disconnect=True, say=lines.append)
     assert (tmp_path / "cloud" / "s8lib" / "quick" / "report.json").is_file()
@@ -207,7 +211,7 @@ def test_a_machine_whose_drive_was_not_written_out_is_kept(
 def test_a_machine_with_the_only_copy_of_a_run_is_kept(content: Path, tmp_path: Path, lines: list[str]) -> None:
     run = s8.colab.run_folder(s8.colab.mount_drive(), "quick", lines.append)
     with run.lock():
-        run.save(1, {"epoch": 1}, "log\n")
+        Machine(run.path, run.copies, lines=lines).save(1)
         run.sync()
         shutil.rmtree(tmp_path / "cloud" / "s8lib")
     s8.colab.finish(run, disconnect=True, say=lines.append)
@@ -278,14 +282,19 @@ def test_in_a_process_of_its_own_the_fake_shares_google_and_no_output_shows_the_
     for name in ("content", "cloud"):
         (tmp_path / name).mkdir()
     program = """
-import s8lib as s8, torch, google.protobuf
+import threading
+import s8lib as s8, google.protobuf
+from tests.saves import Machine
 s8.colab.checks()
 kept = s8.colab.mount_drive()
 assert s8.colab.hf_token()
 run = s8.colab.run_folder(kept, "quick")
+machine = Machine(run.path, run.copies)
+machine.run.say = print
 with run.lock():
     for epoch in (1, 2, 3):
-        run.save(epoch, {"epoch": epoch, "weights": torch.zeros(1000)}, "log")
+        machine.save(epoch)
+        [thread.join() for thread in threading.enumerate() if thread.name == "copy to Google Drive"]
 s8.colab.finish(run, disconnect=True)
 """
     paths = [FAKE, Path(s8.__file__).parents[1], tmp_path / "elsewhere"]
@@ -308,6 +317,6 @@ s8.colab.finish(run, disconnect=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert TOKEN not in done.stdout
-    assert re.findall(r"Google Drive: epoch (\d) was not copied", done.stdout) == ["2"]
-    assert RunFolder(tmp_path / "cloud" / "s8lib" / "quick").last_epoch() == 3
+    assert re.findall(r"Google Drive: epoch (\d) was not sent", done.stdout) == ["2"]
+    assert RunFolder(tmp_path / "cloud" / "s8lib" / "quick").manifest().epoch == 3
     assert (tmp_path / "content" / "unassigned").exists()

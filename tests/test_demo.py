@@ -283,11 +283,11 @@ def test_a_space_holds_the_folder_and_is_renewed_when_it_is_there(hub: LocalHub,
 
 
 REFUSALS = {
-    401: "HubError: tester/net: the Hub does not accept this token: make one with write access at",
-    402: "HubError: tester/net: the Hub wants this account to pay for a Gradio Space (402)",
-    403: "HubError: tester/net: this token may not write there",
-    500: "HubError: tester/net: the Hub answered 500",
-    "reset": "ConnectionError: the Hub does not take tester/net: ",
+    401: "HubError: tester/net: the Hub answered 401, no, <token>; this token is not valid: make one with",
+    402: "HubError: tester/net: the Hub answered 402, no, <token>; it wants this account to pay for that",
+    403: "HubError: tester/net: the Hub answered 403, no, <token>; this token may not do this",
+    500: "OutOfReach: tester/net: the Hub answered 500, no, <token>",
+    "reset": "OutOfReach: tester/net: ",
 }
 
 

@@ -19,19 +19,17 @@ import s8lib as s8
 from s8lib.publish.export import CALLS, Export
 from s8lib.publish.publisher import fetch_run
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
-from tests.hub_runs import NAME, ROOT, check_consistent, clients_of, in_process, until
-from tests.local_hub import LocalHub, serve
+from tests.hub_runs import NAME, ROOT, arrived, check_consistent, clients_of, in_process, until
+from tests.local_hub import LocalHub, client_of, serve
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, outcome, train
 from tests.saves import Machine, contents
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A Hub that the publisher's processes talk to: they inherit this environment, then import the client."""
+    """A Hub that this process and those of the publisher talk to."""
     monkeypatch.setattr("s8lib.publish.publisher.FIRST_PAUSE", 0.0)
-    with serve() as hub:
-        for name, value in hub.environment(tmp_path / "home").items():
-            monkeypatch.setenv(name, value)
+    with serve() as hub, client_of(hub, tmp_path / "home"):
         yield hub
         until(lambda: not clients_of(hub))
 
@@ -52,7 +50,7 @@ def published(path: Path, lines: list[str], **options: Any) -> tuple[Machine, s8
 
 def drawn(path: Path) -> bool:
     """What is written when something is published, and what is new in each process."""
-    return path.name in (".lock", "report.json", "graph.jpg", "manifest.json") or ".outgoing" in path.parts
+    return path.name in (".lock", "report.json", "graph.jpg", "manifest.json")
 
 
 def test_25_epochs_leave_three_commits_each_a_consistent_set(
@@ -98,21 +96,26 @@ def test_a_failure_is_told_after_the_next_epoch_and_what_is_newest_by_then_is_se
     run, publishing = published(tmp_path / "run", lines)
     hub.fail("commit", 503)
     run.until(10)
-    until(lambda: "commit" in hub.requests and not clients_of(hub))
+    arrived()
     assert lines == []
-    run.until(len(run.log) + 1)
-    expected = f"epoch 10 could not be sent to {NAME} (the Hub answered 503, made to fail); it is tried again in"
-    assert lines == [f"{expected} 0 s or later"]
-    until(lambda: hub.commits(NAME) and not clients_of(hub))
-    run.until(len(run.log) + 1)
+    run.until(11)
+    failed = f"{NAME} on the Hub: epoch 10 was not sent (the Hub answered 503, made to fail)"
+    assert lines == [f"{failed}; it is tried again in 0 s or later"]
+    arrived()
+    run.until(12)
     assert lines[1].startswith("epoch 11 is on the Hub")
     check_consistent(hub.commits(NAME)[0], 11, tmp_path)
+    hub.fail("commit", 403)
+    run.until(20)
+    arrived()
+    run.until(21)
+    assert lines[2].endswith("; it is tried again with epoch 30")
 
 
 FAILURES = [  # endpoint, what it does, what is said of it, and whether it is tried again before the next commit
-    ("commit", 401, "make a new one with write access at", False),
+    ("commit", 401, "this token is not valid: make one with write access at", False),
     ("commit", 403, "give it write access at", False),
-    ("info", 404, "was it deleted or renamed?", False),
+    ("info", 404, "there is no such repository", False),
     ("preupload", 413, "larger than the Hub takes", False),
     ("lfs_put", 403, "give it write access at", False),
     ("commit", 409, "the Hub answered 409, made to fail", True),
@@ -133,7 +136,7 @@ def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
         run.until(len(run.log) + 1)
         publishing.finish(run.run)
         failed, end = lines
-        assert failed.startswith(f"epoch {len(run.log)} could not be sent to {NAME} ("), (endpoint, how)
+        assert failed.startswith(f"{NAME} on the Hub: epoch {len(run.log)} was not sent ("), (endpoint, how)
         assert words in failed, (endpoint, how, failed)
         assert "\n" not in failed
         assert ("is on the Hub" if again else "is NOT on the Hub") in end, (endpoint, how)
@@ -143,15 +146,12 @@ def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
 
 
 def test_what_is_damaged_here_is_told_and_not_sent(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
-    run, publishing = published(tmp_path / "run", lines, wait=2)
+    run, publishing = published(tmp_path / "run", lines)
     run.until(9)
-    weights = run.run.best / "model.safetensors"
-    intact = weights.read_bytes()
-    weights.write_bytes(b"damaged")
-    run.until(len(run.log) + 1)
-    assert f"{weights} is damaged or missing" in lines[0]
-    weights.write_bytes(intact)
-    run.until(11)
+    (run.run.best / "model.safetensors").write_bytes(b"damaged")
+    run.until(10)
+    assert f"{run.run.best} is damaged or incomplete" in lines[0]
+    run.until(11)  # which has new best weights
     (run.run.checkpoints / "epoch_011.pt").write_bytes(b"damaged")
     publishing.finish(run.run)
     assert "checkpoints/epoch_011.pt is not what the manifest says" in lines[1]
@@ -162,7 +162,7 @@ def test_what_is_damaged_here_is_told_and_not_sent(hub: LocalHub, tmp_path: Path
 def test_a_commit_of_someone_else_in_between_is_noticed(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
     run, publishing = published(tmp_path / "run", lines, every=1)
     hub.fail("preupload", "slow", seconds=1)
-    run.until(len(run.log) + 1)
+    run.until(1)
     until(lambda: "preupload" in hub.requests)
     repo = hub.endpoints.repos[NAME]
     theirs = {"checkpoints/epoch_007.pt": File(b"theirs", lfs=True)}
@@ -173,16 +173,26 @@ def test_a_commit_of_someone_else_in_between_is_noticed(hub: LocalHub, tmp_path:
     check_consistent(hub.commits(NAME)[1], 1, tmp_path)
 
 
-def test_a_row_of_an_epoch_that_was_never_completely_saved_is_not_published(
+def test_what_is_published_is_what_was_saved_though_the_log_was_changed_or_the_version_before_named_less(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
     run = Machine(tmp_path / "run").until(3)
-    saved = contents(run.path)["manifest.json"]
+    manifest = run.run.manifest()
     row = dataclasses.replace(run.log[-1], epoch=4, test_acc=99.0)
-    run.run.write_text("epoch_log.csv", s8.EpochLog([*run.log, row]).to_csv())  # killed before the manifest
+    run.run.write_text("epoch_log.csv", s8.EpochLog([*run.log, row]).to_csv())
     publisher(lines).publish(run.run)
-    check_consistent(hub.commits(NAME)[0], 3, tmp_path)
-    assert contents(run.path)["manifest.json"] == saved
+    content = {name: dataclasses.asdict(content) for name, content in manifest.files.items()}
+    names = {name.rpartition("/")[2]: (epoch, name) for epoch, name in manifest.checkpoints.items()}
+    format_1 = {
+        "checkpoints": {short: {"epoch": epoch, **content[name]} for short, (epoch, name) in names.items()},
+        "best": {"epoch": 3, **content["best/model.safetensors"]},
+        "identity": manifest.identity,
+    }
+    run.run.write_json("manifest.json", format_1)
+    publisher(lines).publish(run.run)
+    for commit in hub.commits(NAME):
+        check_consistent(commit, 3, tmp_path)
+    assert len(hub.commits(NAME)) == 2
 
 
 def test_an_answer_that_is_lost_does_not_make_a_second_commit(
@@ -192,7 +202,7 @@ def test_an_answer_that_is_lost_does_not_make_a_second_commit(
     run.until(3)
     hub.fail("commit", "lost")
     publishing.finish(run.run)
-    assert "could not be sent" in lines[0]
+    assert "epoch 3 was not sent" in lines[0]
     assert lines[1] == f"epoch 3 is on the Hub: {hub.url}/{NAME}/commit/{hub.commits(NAME)[0].oid}"
     assert len(hub.commits(NAME)) == 1
 
@@ -225,12 +235,12 @@ def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_
     hub.shutdown()
     hub.server_close()
     publishing = publisher(lines, wait=1)
-    assert f"{NAME} on the Hub is out of reach (" in lines[0]
+    assert lines[0].startswith("the Hub is out of reach: ")
     run = Machine(tmp_path / "my run", [publishing], lines=lines).until(11)
     publishing.finish(run.run)
     said = lines[-1].partition("epoch 11 is NOT on the Hub; send it with: s8lib ")[2]
     assert contents(run.path, drawn) == contents(Machine(tmp_path / "alone").until(11).path, drawn)
-    with pytest.raises(ConnectionError, match=f"{NAME} on the Hub is out of reach .*: nothing was sent"):
+    with pytest.raises(ConnectionError, match="the Hub is out of reach: "):
         publishing.publish(run.run)
     with serve(port) as back:
         code, output = finish(command(*shlex.split(said), HF_TOKEN=WRITE))
@@ -250,13 +260,13 @@ def test_finish_waits_no_longer_than_it_may_and_leaves_no_process(
     publishing.finish(run.run)
     assert [line.split(";")[0] for line in lines] == ["epoch 2 is NOT on the Hub"]
     assert not clients_of(hub)
-    assert not (run.path / ".hub").exists()
+    assert list((run.path / ".outgoing").iterdir()) == []
 
 
 BAD = [
-    ({"token": "hf_nobodyKnows"}, "the Hub does not accept this token: make one with write access"),
-    ({"token": READ}, "this token may only read"),
-    ({"token": FINE_READ}, "this fine-grained token may not write to tester"),
+    ({"token": "hf_nobodyKnows"}, "this token is not valid: make one with write access"),
+    ({"token": READ}, "this token may not do this: give it write access at"),
+    ({"token": FINE_READ}, "give it write access at"),
     ({"token": "hf_two words"}, "holds a character that no token of the Hub has"),
     ({"repo_id": "nobody/net"}, "tester's, who cannot write to nobody: publish to tester/net or team/net"),
     ({"repo_id": "net"}, "'net' is no name of a repository: write USER/NAME"),
@@ -326,9 +336,12 @@ def test_a_stop_in_mid_upload_waits_for_nothing_loses_nothing_and_leaks_no_token
     assert len(commands) == 1
     assert "training" in output
     assert number == signal.SIGKILL or "epoch 12 is NOT on the Hub; send it with: s8lib publish" in output
+    (tmp_path / "run/.hub/outgoing").mkdir(parents=True)  # as the version before left it
+    assert list((tmp_path / "run/.outgoing").iterdir()) or number == signal.SIGINT
+    assert Machine(tmp_path / "run").resumed() == 12
+    assert not [name for name in (".hub", ".outgoing") if (tmp_path / "run" / name).exists()]
     publisher(lines).publish(s8.RunFolder(tmp_path / "run"))
     check_consistent(hub.commits(NAME)[0], 12, tmp_path)
-    assert not (tmp_path / "run/.hub").exists()
     assert WRITE not in output + "".join(lines + commands)
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and WRITE.encode() in file.read_bytes()]
 
@@ -342,22 +355,6 @@ def test_a_token_that_the_hub_repeats_in_its_answer_is_not_said(
     publishing.finish(run.run)
     assert "Bearer <token> may not do this" in lines[0]
     assert WRITE not in "".join(lines)
-
-
-FETCH = """
-import s8lib as s8
-from s8lib.publish.publisher import fetch_run
-out = []
-for repo_id, path in wanted:
-    try:
-        out.append([fetch_run(repo_id, s8.RunFolder(path), token), ""])
-    except (s8.HubError, s8.RunError, ConnectionError) as error:
-        out.append([type(error).__name__, str(error)])
-"""
-
-
-def fetch(hub: LocalHub, tmp_path: Path, *wanted: tuple[str, Path]) -> list[list[Any]]:
-    return in_process(hub, tmp_path / "another home", FETCH, wanted=wanted)
 
 
 def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_uninterrupted_run(
@@ -375,8 +372,8 @@ def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_
     new = tmp_path / "new"
     code, output = finish(command("train", *options, "--run", new, "--hub-repo", NAME, HF_TOKEN=FINE))
     assert code == 0, output
-    first, second = hub.commits(NAME)
-    assert f"{new} was empty: it now holds epoch 1 of {NAME} on the Hub, commit {first.oid[:7]}" in output
+    _, second = hub.commits(NAME)
+    assert f"{NAME} on the Hub: epoch 1 is brought to {new} from https://huggingface.co/{NAME}" in output
     assert "epoch   1/2" not in output
     assert output.splitlines()[-1] == f"epoch 2 is on the Hub: {hub.url}/{NAME}/commit/{second.oid}"
     assert_same_bits(outcome(new), outcome(tmp_path / "whole"))
@@ -399,39 +396,51 @@ out = lines
 def test_another_run_in_the_repository_is_left_there_and_its_place_is_taken(hub: LocalHub, tmp_path: Path) -> None:
     said = in_process(hub, tmp_path / "home", ANOTHER, folder=tmp_path)
     assert (
-        f"{NAME} on the Hub holds another run (recipe seed is 0 there and 4 here): this one starts without" in said
+        f"{NAME} on the Hub: another run is there (recipe seed is 0 there and 4 here): this one starts without"
+        in said
     )
-    assert "was empty" not in " ".join(said)
+    assert "is brought to" not in " ".join(said)
     seeds = [json.loads(commit.files["recipe.json"].content)["seed"] for commit in hub.commits(NAME)]
     assert seeds == [0, 4]
 
 
-def test_only_a_whole_run_is_fetched(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
+def test_a_run_is_fetched_once_and_a_repository_without_one_or_none_is_told(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
     run, publishing = published(tmp_path / "run", lines)
     run.until(2)
     publishing.finish(run.run)
-    repos, whole = hub.endpoints.repos, hub.commits(NAME)[0]
-    manifest = json.loads(whole.files["manifest.json"].content)
-    outside = manifest | {"checkpoints": {"../../x.pt": manifest["checkpoints"]["epoch_002.pt"]}}
-    damages = [
-        ("model.safetensors", b"damaged", "model.safetensors on the Hub is not what its manifest.json says"),
-        ("checkpoints/epoch_002.pt", b"damaged", "checkpoints/epoch_002.pt on the Hub is not what its manifest"),
-        ("manifest.json", b"{}", "manifest.json on the Hub is not that of a run"),
-        ("manifest.json", json.dumps(outside).encode(), "'../../x.pt' is no checkpoint"),
-    ]
-    for number, (name, content, _) in enumerate(damages):
-        files = {**whole.files, name: File(content, whole.files[name].lfs)}
-        repos[f"tester/damaged-{number}"] = Repo(commits=[Commit("damaged", files, "")])
-    repos["tester/empty"] = Repo()
-    names = [f"tester/damaged-{number}" for number in range(4)] + ["tester/empty", "tester/none", NAME]
-    new = tmp_path / "new"
-    *refused, empty, none, fetched, again = fetch(hub, tmp_path, *((name, new) for name in [*names, NAME]))
-    for (kind, message), (_, _, words) in zip(refused, damages, strict=True):
-        assert (kind, words in message) == ("HubError", True), message
-    assert (empty, none[0], fetched, again) == ([False, ""], "HubError", [True, ""], [False, ""])
-    assert s8.RunFolder(new).best_weights() == (2, new / "best")
-    there, here = ({path.name for path in folder.iterdir()} for folder in (run.path, new))
-    assert here - {".lock"} == there - {".lock", "report.json", "graph.jpg"}
+    hub.endpoints.repos["tester/empty"] = Repo()
+    here = s8.RunFolder(tmp_path / "new", lines.append)
+    assert not fetch_run("tester/empty", here)
+    with pytest.raises(s8.HubError, match="there is no such repository"):
+        fetch_run("tester/none", here)
+    hub.fail("info", "reset", times=9)
+    with pytest.raises(ConnectionError, match="the Hub is out of reach: "):
+        fetch_run(NAME, here)
+    hub.heal()
+    assert fetch_run(NAME, here)
+    assert not fetch_run(NAME, here)
+    assert here.best_weights() == (2, here.best)
+    newest = contents(run.path, lambda path: drawn(path) or path.name == "epoch_001.pt")
+    assert contents(here.path, drawn) == newest
+
+
+def test_weights_that_are_damaged_in_the_repository_are_left_there_and_named(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(2)
+    publishing.finish(run.run)
+    whole = hub.commits(NAME)[0].files
+    files = {**whole, "model.safetensors": File(b"damaged", lfs=True)}
+    hub.endpoints.repos[NAME].commits.append(Commit("damaged", files, ""))
+    new = s8.RunFolder(tmp_path / "new", lines.append)
+    assert fetch_run(NAME, new)
+    assert f"{NAME} on the Hub: not as they were saved there, so left there: best/model.safetensors" in lines
+    with pytest.raises(s8.RunError, match="damaged or incomplete"):
+        new.best_weights()
+    assert fetch_run(NAME, s8.RunFolder(tmp_path / "whole"), revision=hub.commits(NAME)[0].oid)
 
 
 def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
@@ -442,12 +451,25 @@ def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
     publishing.finish(ahead.run)
     again = Machine(tmp_path / "again", [publishing], lines=lines).until(10)
     publishing.finish(again.run)
-    assert "it holds epoch 20 of this very recipe, and is not set back" in lines[1]
-    assert "epoch 10 is NOT on the Hub" in lines[2]
+    assert "it holds epoch 20 of this very run, and is not set back" in lines[0]
+    assert "epoch 10 is NOT on the Hub" in lines[1]
     other = Machine(tmp_path / "other", recipe=dataclasses.replace(RECIPE, seed=9)).until(10)
     publishing.finish(other.run)
     assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["epoch 20", "epoch 10"]
     check_consistent(hub.commits(NAME)[1], 10, tmp_path)
+
+
+def test_what_a_later_version_of_the_library_has_published_is_not_replaced(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(2)
+    hub.endpoints.repos[NAME].commits.append(
+        Commit("later", {"manifest.json": File(b'{"format": 99}', False)}, "")
+    )
+    with pytest.raises(s8.HubError, match="epoch 2 is not on the Hub: it was saved by a later version of s8lib"):
+        publishing.publish(run.run)
+    assert [commit.title for commit in hub.commits(NAME)] == ["later"]
 
 
 @pytest.mark.skipif(
