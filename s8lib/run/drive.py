@@ -118,6 +118,8 @@ class DriveFolder:
                 _make_folder(folder)
             self._refuse_to_go_back(save.manifest)
             self._commit()  # a first one at once, so that checkpoints without a manifest always mean damage
+            if not self._manifest.checkpoints:
+                self._free_the_rest()  # of a first copy that was cut off, or each cut would leave one more
             while True:
                 try:
                     self._send_save(save.folder, save.manifest)
