@@ -23,6 +23,7 @@ from s8lib.run.save import (
     CHECKPOINT,
     LOG,
     NEW,
+    WEIGHTS,
     Content,
     Manifest,
     RunError,
@@ -161,8 +162,11 @@ class Copies:
                     "another name for this run"
                 )
             return 0
-        best_epoch = there.best_epoch
-        if not best_epoch or best_epoch > taken or not all(self._bring(run, *file) for file in best.items()):
+        best_epoch = there.best_epoch if (there.best_epoch or 0) <= taken else None
+        brought = {name for name, content in best.items() if best_epoch and self._bring(run, name, content)}
+        if WEIGHTS not in brought:  # a config.json that is damaged there is written anew
+            if best_epoch and (holder := there.checkpoints.get(best_epoch)):
+                self._bring(run, holder, there.files[holder])
             best_epoch = here.best_epoch
             shutil.rmtree(run.path / NEW / "best", ignore_errors=True)
         small = {name: c for name, c in there.files.items() if name not in best and not CHECKPOINT.fullmatch(name)}
