@@ -20,9 +20,8 @@ def schedule(recipe: Recipe) -> Figure:
     names = ["dropout", "mixup_alpha", "label_smoothing", "augmentation"]
     if len(set(recipe.image_size)) > 1:
         names.append("image_size")
-    figure = Figure(height=3.3 + 0.95 * len(names), layout="constrained")
+    figure = Figure(3.3 + 0.95 * len(names), f"{recipe.name}: what changes in training")
     axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
-    figure.head(f"{recipe.name}: what changes in training")
     plot_lr(axes[0], recipe)
     for ax, name in zip(axes[1:], names, strict=True):
         _plot_knob(ax, recipe, name)

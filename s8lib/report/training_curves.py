@@ -26,9 +26,8 @@ def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure
 
     Epochs run to the recipe's end, so a run that is under way shows how far it has come.
     """
-    figure = Figure(height=7.6, layout="constrained")
+    figure = Figure(7.6, f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
     CurvesPlot(figure.subplots(3, sharex=True, height_ratios=HEIGHTS), recipe, log, target)
-    figure.head(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
     batches = "augmented, mixed-up batches" if any(recipe.mixup_alpha) else "augmented batches"
     explanation = (
         f"Train is measured on {batches} while the network changes: not comparable with test.\n"
@@ -103,16 +102,12 @@ class CurvesPlot:
         (self._drop,) = accuracy.plot([], [], color=RED, linewidth=1.2)
         (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
         self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
+        self.moving: list[Artist] = [*self._lines.values(), self._lr, self._drop, self._star, self._label]
         shown = {"test": "test_acc", "train": "train_acc"}
         shown |= {} if log[0].holdout_acc is None else {"held-out": "holdout_acc"}
         lines = [self._lines[name] for name in shown.values()]
         self._loss.legend(lines, shown, loc="upper right", ncols=len(shown), framealpha=1)
         self.show(log)
-
-    @property
-    def moving(self) -> list[Artist]:
-        """What `show` changes."""
-        return [*self._lines.values(), self._lr, self._drop, self._star, self._label]
 
     def show(self, log: EpochLog) -> None:
         """Draw the curves up to the last row of `log`, which holds at least one."""
