@@ -38,9 +38,9 @@ class Figure(MatplotlibFigure):
 
 def save(figure: MatplotlibFigure, path: Path) -> Path:
     """Write `path`, a .png or .jpg, in one piece."""
-    jpeg: dict[str, Any] = {"format": "jpeg", "pil_kwargs": {"quality": 92, "subsampling": 0}}
+    quality = {"quality": 92, "subsampling": 0}  # of a .jpg
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=FILE_DPI, **(jpeg if path.suffix == ".jpg" else {"format": "png"}))
+        figure.savefig(partial, format=path.suffix[1:], dpi=FILE_DPI, pil_kwargs=quality)
     return path
 
 

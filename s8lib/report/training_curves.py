@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from s8lib.machine.progress import in_notebook
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
-from s8lib.report.knobs import mark_phases, moments, name_phases, plot_lr
+from s8lib.report.knobs import mark_phases, moments, plot_lr
 from s8lib.run.log import EpochLog, selector
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
@@ -73,8 +73,7 @@ class CurvesPlot:
         accuracy, self._loss, lr = axes
         self._recipe = recipe
         for ax in axes:
-            mark_phases(ax, recipe)
-        name_phases(accuracy, recipe)
+            mark_phases(ax, recipe, named=ax is accuracy)
         accuracy.set(ylabel="accuracy (%)", ylim=(0, 100), yticks=range(0, 101, 20))
         self._loss.set(ylabel="loss (nats)", ylim=(0, LOSS_TOP))
         plot_lr(lr, recipe, PLANNED, 1.4)
