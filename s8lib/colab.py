@@ -181,8 +181,7 @@ def hf_token(say: Callable[[str], None] = print) -> str | None:
     source = f"the Colab secret {SECRET}"
     if not token:
         source = f"the variable {SECRET}" if os.environ.get(SECRET) else "the token file of this machine"
-        with warnings.catch_warnings():  # on Colab, of the very refusal that is told here
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # on Colab, of the very refusal that is told here
             token = get_token() or ""
     say(f"Hugging Face token: from {source}" if token else f"Hugging Face token: none; {reason}")
     return token or None

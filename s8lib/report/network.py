@@ -64,18 +64,7 @@ def layer_figure(model: nn.Module, part: int) -> Figure:
     """
     table, layers = _table(model)
     totals = re.findall(r"^([A-Z][\w /-]+(?:\(MB\))?): (.+)$", table, flags=re.MULTILINE)
-    blocks: list[list[Cells]] = []
-    for path, group in itertools.groupby(layers, key=lambda layer: layer.block):
-        rows = list(group)
-        heading = path or ("head" if blocks else "stem"), "", f"{sum(layer.parameters for layer in rows):,}"
-        blocks.append([heading, *(layer.cells for layer in rows)])
-    blocks.append([(name, "", total) for name, total in totals])
-    # None is split: each stands in the quarter of all lines in which its middle lies.
-    columns: list[list[tuple[str, list[Cells]]]] = [[] for _ in range(2 * COLUMNS)]
-    lines, above = sum(map(len, blocks)), 0
-    for block, shade in zip(blocks, itertools.cycle(PHASES)):
-        columns[2 * COLUMNS * (above + len(block) // 2) // lines].append((shade, block))
-        above += len(block)
+    columns = _columns([*_blocks(layers), [(name, "", total) for name, total in totals]])
     height = max(sum(len(block) for _, block in column) for column in columns)
     name = getattr(model, "name", type(model).__name__)
     title = f"{name}: {len(layers)} layers, {totals[0][1]} parameters  (part {part} of 2)"
@@ -91,6 +80,26 @@ def layer_figure(model: nn.Module, part: int) -> Figure:
                 _line(ax, y + row, cells, weight="normal" if row else "bold")
             y += len(block)
     return figure
+
+
+def _blocks(layers: list[Layer]) -> list[list[Cells]]:
+    """The rows of each residual block, and of what is before and after them, below a heading."""
+    blocks: list[list[Cells]] = []
+    for path, group in itertools.groupby(layers, key=lambda layer: layer.block):
+        rows = list(group)
+        heading = path or ("head" if blocks else "stem"), "", f"{sum(layer.parameters for layer in rows):,}"
+        blocks.append([heading, *(layer.cells for layer in rows)])
+    return blocks
+
+
+def _columns(blocks: list[list[Cells]]) -> list[list[tuple[str, list[Cells]]]]:
+    """The blocks with their shades, none split: each in the quarter of all lines in which its middle lies."""
+    columns: list[list[tuple[str, list[Cells]]]] = [[] for _ in range(2 * COLUMNS)]
+    lines, above = sum(map(len, blocks)), 0
+    for block, shade in zip(blocks, itertools.cycle(PHASES)):
+        columns[2 * COLUMNS * (above + len(block) // 2) // lines].append((shade, block))
+        above += len(block)
+    return columns
 
 
 def _line(ax: Axes, y: int, cells: Cells, **style: Any) -> None:
