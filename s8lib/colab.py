@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -11,6 +10,7 @@ import subprocess
 import threading
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100, at_hand
@@ -45,26 +45,24 @@ def checks(say: Callable[[str], None] = print) -> None:
     """Say what training has to work with here: GPU, precision, memory, disk, versions and data, a line each."""
     device = pick_device()
     found = environment(device)
-    if device.type == "cuda":
-        say(f"GPU: {found['device_name']}, {found['device_memory_gib']} GiB")
-    elif device.type == "cpu":
-        advice = "; Runtime > Change runtime type > T4 GPU gives one" if in_colab() else ""
-        say(f"GPU: none, training would be on the CPU{advice}")
-    else:
-        say(f"GPU: {device.type}")
+    advice = "; Runtime > Change runtime type > T4 GPU gives one" if in_colab() else ""
+    gpu = {
+        "cuda": f"{found['device_name']}, {found.get('device_memory_gib')} GiB",
+        "cpu": f"none, training would be on the CPU{advice}",
+    }
+    say(f"GPU: {gpu.get(device.type, device.type)}")
     say(f"precision: {pick_precision(device)}")
-    say(f"RAM: {_memory()}")
+    if hasattr(os, "sysconf"):  # not on Windows
+        say(f"RAM: {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
     say(f"disk: {shutil.disk_usage('.').free / 2**30:.1f} GiB free")
     say(
-        f"versions: Python {found['python']}, torch {found['torch']}, torchvision {_version('torchvision')}, "
-        f"huggingface_hub {_version('huggingface_hub')}, s8lib {found['s8lib']}"
+        f"versions: Python {found['python']}, torch {found['torch']}, torchvision {version('torchvision')}, "
+        f"huggingface_hub {version('huggingface_hub')}, s8lib {found['s8lib']}"
     )
     say(f"data: {_data_source()}")
 
 
-def mount_drive(
-    folder: str = "s8lib", mountpoint: str | Path | None = None, say: Callable[[str], None] = print
-) -> Path:
+def mount_drive(folder: str = "s8lib", say: Callable[[str], None] = print) -> Path:
     """The folder that keeps runs: on Colab `folder` of My Drive, mounted at /content/drive; elsewhere a local one.
 
     Raises:
@@ -78,7 +76,7 @@ def mount_drive(
 
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ColabError(f"{folder!r} is not the name of a folder in My Drive: use one such as s8lib")
-    mountpoint = Path(mountpoint or CONTENT / "drive")
+    mountpoint = CONTENT / "drive"
     kept = mountpoint / "MyDrive" / folder
     try:
         drive.mount(str(mountpoint), force_remount=False, timeout_ms=1000 * MOUNT_TIMEOUT, readonly=False)
@@ -88,15 +86,13 @@ def mount_drive(
     # ValueError: most of its refusals. errors.Error: access was not granted. NotImplementedError: no such service
     # here. ExceptionPexpect: the Drive program does not answer. OSError: the folder cannot be made.
     except (ValueError, errors.Error, NotImplementedError, pexpect.ExceptionPexpect, OSError) as error:
+        advice = "run this cell again and allow the access that Colab asks for"
         if "already contain files" in str(error):
-            raise ColabError(
+            advice = (
                 f"{mountpoint} holds files that were written to this machine before Drive was mounted: move them "
                 f"away (!mv {mountpoint} {mountpoint}-before) and run this cell again"
-            ) from error
-        raise ColabError(
-            f"Google Drive cannot be used ({one_line(error)}): run this cell again and allow the access that "
-            "Colab asks for"
-        ) from error
+            )
+        raise ColabError(f"Google Drive cannot be used ({one_line(error)}): {advice}") from error
     return kept
 
 
@@ -185,8 +181,7 @@ def hf_token(say: Callable[[str], None] = print) -> str | None:
     source = f"the Colab secret {SECRET}"
     if not token:
         source = f"the variable {SECRET}" if os.environ.get(SECRET) else "the token file of this machine"
-        with warnings.catch_warnings():  # on Colab, of the very refusal that is told here
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):  # on Colab, of the very refusal that is told here
             token = get_token() or ""
     say(f"Hugging Face token: from {source}" if token else f"Hugging Face token: none; {reason}")
     return token or None
@@ -252,19 +247,6 @@ def _flush_and_unmount() -> str | None:
     thread.start()
     thread.join(FLUSH_TIMEOUT)
     return problem or None
-
-
-def _memory() -> str:
-    if not hasattr(os, "sysconf"):
-        return "not known on this system"
-    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB"
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(absent)"
 
 
 def _data_source() -> str:

@@ -38,7 +38,7 @@ def on_cifar100(run: s8.RunFolder) -> s8.RunFolder:
     """The run, made to say that it was trained on the real data."""
     manifest = run.manifest()
     identity = (manifest.identity or {}) | {"data": {"sha256": CIFAR100_FINGERPRINT, "holdout": 0}}
-    run.install(dataclasses.replace(manifest, identity=identity))
+    (run.path / "manifest.json").write_bytes(dataclasses.replace(manifest, identity=identity).seal())
     return run
 
 
@@ -63,7 +63,7 @@ def test_the_model_index_holds_the_logged_figures_of_the_best_weights(run: s8.Ru
 
 def test_best_and_final_epoch_stand_side_by_side_with_their_intervals(run: s8.RunFolder, tmp_path: Path) -> None:
     longer = Machine(tmp_path).until(5)
-    longer.run.write_json("environment.json", run.sessions())
+    longer.run.write_json("environment.json", run.read_json("environment.json", default=None))
     text = make_card(longer.run, NAME).text
     number = r"([\d.]+)"
     pattern = rf"^\| (best|final)[^|]*\| {number} \| {number}% \| {number} to {number}% \| {number}% \|"
@@ -99,13 +99,13 @@ def test_a_run_on_cifar100_claims_it_with_its_10000_test_images(tmp_path: Path) 
 
 
 def test_a_run_under_way_says_how_far_it_is_and_the_next_card_how_much_further(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, recipe=recipe(epochs=10))
-    for epoch in (2, 7):
-        run = machine.until(epoch).run
-        assert f"recipe `test`, {epoch} of whose 10 epochs are done." in make_card(run, NAME).text
-    run = machine.until(10).run
-    assert "epochs are done" not in make_card(run, NAME).text
-    assert make_card(run, NAME, machine.log).content == make_card(run, NAME).content
+    run = Machine(tmp_path, recipe=recipe(epochs=10)).until(2)
+    assert "recipe `test`, 2 of whose 10 epochs are done." in make_card(run.run, NAME).text
+    run.until(7)
+    assert "recipe `test`, 7 of whose 10 epochs are done." in make_card(run.run, NAME).text
+    run.until(10)
+    assert "epochs are done" not in make_card(run.run, NAME).text
+    assert make_card(run.run, NAME, run.log).content == make_card(run.run, NAME).content
 
 
 def test_what_the_folder_does_not_hold_is_not_shown(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_held_out_images_that_chose_the_best_epoch_are_named(run: s8.RunFolder) 
 
 
 def test_every_machine_that_took_part_is_named_once(run: s8.RunFolder, tmp_path: Path) -> None:
-    (session,) = run.sessions()
+    (session,) = run.read_json("environment.json", default=None)
     elsewhere = session | {"device_name": "Tesla T4", "precision": "fp16", "compile": True}
     sessions = [session, session | {"from_epoch": 3}, elsewhere | {"from_epoch": 5}]
     folder = Machine(tmp_path).until(6).run
@@ -193,14 +193,13 @@ out.append(type(model).__name__)
 def test_the_hub_validates_the_card_and_its_lines_load_any_revision_without_a_pickle(
     run: s8.RunFolder, tmp_path: Path
 ) -> None:
-    shutil.copytree(run.path, tmp_path / "run")
-    run = on_cifar100(s8.RunFolder(tmp_path / "run"))
-    card = make_card(run, NAME)
-    card.save(run.path / "README.md")
-    Image.new("RGB", (50, 40)).save(run.path / "photo.jpg")
+    copy = on_cifar100(s8.RunFolder(shutil.copytree(run.path, tmp_path / "run")))
+    card = make_card(copy, NAME)
+    card.save(copy.path / "README.md")
+    Image.new("RGB", (50, 40)).save(copy.path / "photo.jpg")
     (code,) = re.findall(r"```python\n(import s8lib.*?)```", card.text, re.DOTALL)
     script = PUBLISH_TWICE + LOAD + THE_CARDS_LINES
     with serve() as hub:
-        loaded = in_process(hub, tmp_path / "home", script, folder=run.path, code=code)
+        loaded = in_process(hub, tmp_path / "home", script, folder=copy.path, code=code)
         assert "validate_yaml" in hub.requests  # on upload, too
     assert loaded == [1.0, 2.0, 2.0, "WideResNet"]

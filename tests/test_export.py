@@ -126,7 +126,7 @@ def test_what_computes_something_else_is_an_error_and_no_file(
     name: str, model: s8.WideResNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     traced = export._program
-    other = export._from_pixels(small_model(seed=1))
+    other = export.FromPixels(small_model(seed=1))
     monkeypatch.setattr(export, "_program", lambda network: traced(other))
     (tmp_path / name).write_text("an older one")
     with pytest.raises(export.ExportError, match=rf"{name} was not written: its logits differ from the model's"):
@@ -138,7 +138,7 @@ def test_what_computes_something_else_is_an_error_and_no_file(
 def test_what_is_not_a_number_does_not_verify() -> None:
     broken = small_model()
     torch.nn.init.constant_(broken.fc.bias, float("nan"))
-    network = export._from_pixels(broken)
+    network = export.FromPixels(broken)
     with pytest.raises(export.ExportError, match="differ"):
         export._verify(network, network, Path("model.pt2"))
 

@@ -121,7 +121,8 @@ def test_the_epoch_table_has_a_line_an_epoch_and_stars_the_best() -> None:
 
 
 def test_the_overview_names_network_recipe_epochs_best_final_and_sizes(run: s8.RunFolder) -> None:
-    log, best = run.log(), run.manifest().files["best/model.safetensors"]
+    log, manifest = run.log(), run.manifest()
+    best = manifest.files["best/model.safetensors"]
     rows = {line[:12].strip(): line[12:] for line in report.overview(run).splitlines()}
     assert rows["network"] == f"wrn-10-1, {PARAMETERS:,} parameters"
     assert rows["epochs"].startswith("6 of 6, in ")
@@ -130,7 +131,7 @@ def test_the_overview_names_network_recipe_epochs_best_final_and_sizes(run: s8.R
     assert rows["chosen on"] == "the test set itself, which flatters it"
     assert rows["final"] == scores.format(log[-1])
     sha256 = f"sha256 {best.sha256[:9]}"
-    assert rows["weights"].startswith(f"of epoch {log.best.epoch}, {best.bytes / 1e3:.1f} kB, {sha256}")
+    assert rows["weights"].startswith(f"of epoch {manifest.best_epoch}, {best.bytes / 1e3:.1f} kB, {sha256}")
     assert rows["checkpoint"].startswith("of epoch 6, ")
 
 
@@ -196,7 +197,7 @@ def test_a_damaged_report_or_environment_is_told_and_stops_neither_report_nor_ca
     for name in ("report.json", "environment.json"):
         (copy.path / name).write_text(damage)
     report.write_log(copy, copy.log())
-    assert sum("report.json is damaged" in line for line in said) == 1
+    assert sum("report.json" in line for line in said) == 1
     assert json.loads((copy.path / "report.json").read_text())["epochs_done"] == 6
     assert "## Results" in report.make_card(copy, "tester/net").text
     assert "epochs      6 of 6" in report.overview(copy)

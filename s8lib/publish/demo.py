@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -16,6 +15,44 @@ if TYPE_CHECKING:
     import gradio
 
 SIDE = 512  # pixels, of the example pictures
+
+Shape = tuple[str, tuple[float, ...]]  # a colour, and an ellipse's box (4 numbers) or the corners of a polygon
+
+# The sky's colours, top and bottom, and what is before it.
+PICTURES: dict[str, tuple[str, str, list[Shape]]] = {
+    "apple": ("#f4efe6", "#cdbfa8", [
+        ("#9d8f78", (110, 400, 400, 460)),
+        ("#c0182a", (90, 150, 290, 430)),
+        ("#c0182a", (220, 150, 420, 430)),
+        ("#e2525a", (130, 190, 200, 290)),
+        ("#5b3a1e", (247, 190, 267, 90, 283, 90, 263, 190)),
+        ("#4c8c2b", (275, 80, 390, 135)),
+    ]),
+    "sea": ("#4a6fa5", "#f7b267", [
+        ("#fff1c9", (200, 190, 320, 310)),
+        ("#4678a0", (0, 270, SIDE, 270, SIDE, SIDE, 0, SIDE)),
+        ("#2d5d87", (0, 330, SIDE, 330, SIDE, SIDE, 0, SIDE)),
+        ("#184873", (0, 415, SIDE, 415, SIDE, SIDE, 0, SIDE)),
+        ("#f9d9a0", (190, 276, 330, 288)),
+        ("#f9d9a0", (205, 304, 315, 315)),
+        ("#f9d9a0", (222, 342, 298, 352)),
+        ("#f9d9a0", (236, 396, 284, 405)),
+    ]),
+    "mountain": ("#5d9bd5", "#e3f0fa", [
+        ("#5f6b77", (0, 512, 170, 200, 330, 512)),
+        ("#77828d", (130, 512, 330, 90, 540, 512)),
+        ("#fbfdff", (330, 90, 270, 216, 310, 200, 335, 240, 360, 196, 392, 216)),
+        ("#4f7a3a", (0, 450, SIDE, 450, SIDE, SIDE, 0, SIDE)),
+    ]),
+    "road": ("#86bdea", "#eaf4fb", [
+        ("#7aa352", (0, 230, SIDE, 230, SIDE, SIDE, 0, SIDE)),
+        ("#55585c", (240, 230, 272, 230, 470, SIDE, 42, SIDE)),
+        ("#f4f4f0", (253, 264, 259, 264, 260, 271, 252, 271)),
+        ("#f4f4f0", (251, 315, 261, 315, 263, 333, 249, 333)),
+        ("#f4f4f0", (248, 385, 264, 385, 266, 418, 246, 418)),
+        ("#f4f4f0", (245, 470, 267, 470, 270, SIDE, 242, SIDE)),
+    ]),
+}  # fmt: skip
 
 
 def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Blocks:
@@ -65,54 +102,13 @@ def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Block
 
 def example_images() -> list[Image.Image]:
     """A few pictures for the page, [SIDE, SIDE] RGB, drawn here: none comes from a dataset."""
-    return [draw() for draw in (_apple, _sea, _mountain, _road)]
+    return [_drawn(*picture) for picture in PICTURES.values()]
 
 
-def _sky(top: str, bottom: str) -> tuple[Image.Image, Any]:
-    """A vertical gradient, and what draws on it."""
+def _drawn(top: str, bottom: str, shapes: list[Shape]) -> Image.Image:
     column = Image.linear_gradient("L").resize((SIDE, SIDE))
     image = Image.composite(Image.new("RGB", column.size, bottom), Image.new("RGB", column.size, top), column)
-    return image, ImageDraw.Draw(image)
-
-
-def _apple() -> Image.Image:
-    image, draw = _sky("#f4efe6", "#cdbfa8")
-    draw.ellipse((110, 400, 400, 460), fill="#9d8f78")
-    draw.ellipse((90, 150, 290, 430), fill="#c0182a")
-    draw.ellipse((220, 150, 420, 430), fill="#c0182a")
-    draw.ellipse((130, 190, 200, 290), fill="#e2525a")
-    draw.line((255, 190, 275, 90), fill="#5b3a1e", width=16)
-    draw.ellipse((275, 80, 390, 135), fill="#4c8c2b")
+    draw = ImageDraw.Draw(image)
+    for colour, numbers in shapes:
+        (draw.ellipse if len(numbers) == 4 else draw.polygon)(numbers, fill=colour)
     return image.filter(ImageFilter.GaussianBlur(2))
-
-
-def _sea() -> Image.Image:
-    image, draw = _sky("#4a6fa5", "#f7b267")
-    draw.ellipse((200, 190, 320, 310), fill="#fff1c9")
-    for y in range(270, SIDE, 6):
-        depth = (y - 270) / (SIDE - 270)
-        shade = tuple(round(near * depth + far * (1 - depth)) for near, far in ((12, 70), (44, 120), (90, 160)))
-        draw.rectangle((0, y, SIDE, y + 6), fill=shade)
-        glint = (80 - 60 * depth) * (0.6 + 0.4 * math.cos(y))
-        draw.line((260 - glint, y, 260 + glint, y), fill="#f9d9a0", width=2)
-    return image
-
-
-def _mountain() -> Image.Image:
-    image, draw = _sky("#5d9bd5", "#e3f0fa")
-    draw.polygon([(0, 512), (170, 200), (330, 512)], fill="#5f6b77")
-    draw.polygon([(130, 512), (330, 90), (540, 512)], fill="#77828d")
-    draw.polygon([(330, 90), (270, 216), (310, 200), (335, 240), (360, 196), (392, 216)], fill="#fbfdff")
-    draw.rectangle((0, 450, SIDE, SIDE), fill="#4f7a3a")
-    return image.filter(ImageFilter.GaussianBlur(1))
-
-
-def _road() -> Image.Image:
-    image, draw = _sky("#86bdea", "#eaf4fb")
-    draw.rectangle((0, 230, SIDE, SIDE), fill="#7aa352")
-    draw.polygon([(240, 230), (272, 230), (470, SIDE), (42, SIDE)], fill="#55585c")
-    for near in (0.12, 0.3, 0.55, 0.85):
-        y, length, half = 230 + 282 * near, 60 * near, 2 + 10 * near
-        corners = [(-half, y), (half, y), (1.3 * half, y + length), (-1.3 * half, y + length)]
-        draw.polygon([(256 + x, y) for x, y in corners], fill="#f4f4f0")
-    return image

@@ -11,6 +11,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -81,10 +82,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ExportError(f"exporting to ONNX needs {package}: pip install onnx onnxscript onnxruntime")
-    import onnx
-
-    network, path = _from_pixels(model), Path(path)
-    versions = {"torch": torch.__version__, "onnx": onnx.__version__}
+    network, path = FromPixels(model), Path(path)
     verifier = difference = None
     # Torch warns of its own internals; what comes of it is verified.
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
@@ -101,11 +99,12 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
         if importlib.util.find_spec("onnxruntime"):
             import onnxruntime
 
-            verifier = f"onnxruntime {onnxruntime.__version__}"
             session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
             difference = _verify(
                 lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), network, path
             )
+            verifier = f"onnxruntime {onnxruntime.__version__}"
+    versions = {"torch": torch.__version__, "onnx": version("onnx")}
     return Export(path, ONNX, versions, verifier, difference, OPSET)
 
 
@@ -119,7 +118,7 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
     Raises:
         ExportError: the file does not compute what `model` does.
     """
-    network, path = _from_pixels(model), Path(path)
+    network, path = FromPixels(model), Path(path)
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         with open(partial, "wb") as file:
             torch.export.save(_program(network), file)
@@ -130,19 +129,16 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
 
 
 class FromPixels(nn.Module):
-    """uint8 pixels [N, 3, 32, 32] -> logits [N, classes]."""
+    """A copy of `model` in eval mode, float32, on the CPU: uint8 pixels [N, 3, 32, 32] -> logits [N, classes]."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = copy.deepcopy(model)
+        # Laid out as torch's archives want it.
+        self.cpu().float().to(memory_format=torch.contiguous_format).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(normalize(images.float() / 255))
-
-
-def _from_pixels(model: nn.Module) -> FromPixels:
-    """A copy of `model` in eval mode, in float32 on the CPU, laid out as torch's archives want it."""
-    return FromPixels(copy.deepcopy(model)).cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 
 def _program(network: FromPixels) -> torch.export.ExportedProgram:
@@ -154,8 +150,7 @@ def _program(network: FromPixels) -> torch.export.ExportedProgram:
 
 
 def _pixels(n: int) -> Tensor:
-    generator = torch.Generator().manual_seed(n)
-    return torch.randint(256, (n, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return torch.randint(256, (n, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
 
 
 @torch.inference_mode()

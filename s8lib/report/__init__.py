@@ -1,8 +1,9 @@
 """What a run looks like: tables, pictures, the film and the model card, made from what the run left on disk.
 
 `ARTIFACTS` below is the one list of the files. A new picture is a function in a file of its own and a row there.
-Every name that is imported `as` itself is public; for a picture that is the import which its row needs.
 """
+
+# ruff: noqa: F401  what is imported here and not used here is public
 
 from __future__ import annotations
 
@@ -13,32 +14,23 @@ from typing import Any, NamedTuple
 import torch
 
 from s8lib.data.cifar100 import Cifar100
-from s8lib.report.answers import Evaluation as Evaluation
-from s8lib.report.answers import evaluation as evaluation
-from s8lib.report.card import make_card as make_card
-from s8lib.report.figures import Figure
-from s8lib.report.figures import save as save
-from s8lib.report.film import video as video
-from s8lib.report.images import guesses as guesses
-from s8lib.report.images import sample_grid as sample_grid
-from s8lib.report.knobs import schedule as schedule
-from s8lib.report.knobs import schedule_table as schedule_table
-from s8lib.report.mistakes import confident_mistakes as confident_mistakes
-from s8lib.report.mistakes import reliability as reliability
-from s8lib.report.mistakes import superclass_confusion as superclass_confusion
-from s8lib.report.mistakes import worst_classes as worst_classes
-from s8lib.report.network import MissingPackage as MissingPackage
-from s8lib.report.network import architecture as architecture
-from s8lib.report.network import layer_figure as layer_figure
-from s8lib.report.network import summary as summary
+from s8lib.report.card import make_card
+from s8lib.report.figures import Figure, save
+from s8lib.report.film import video
+from s8lib.report.images import guesses, sample_grid
+from s8lib.report.knobs import schedule, schedule_table
+from s8lib.report.mistakes import (
+    Evaluation,
+    confident_mistakes,
+    evaluation,
+    reliability,
+    superclass_confusion,
+    worst_classes,
+)
+from s8lib.report.network import MissingPackage, architecture, layer_figure, summary
 from s8lib.report.subject import NoData, Subject, numbers
-from s8lib.report.tables import epoch_table as epoch_table
-from s8lib.report.tables import overview as overview
-from s8lib.report.tables import read as read
-from s8lib.report.tables import reference_runs as reference_runs
-from s8lib.report.tables import size
-from s8lib.report.training_curves import LiveCurves as LiveCurves
-from s8lib.report.training_curves import curves as curves
+from s8lib.report.tables import epoch_table, overview, read, reference_runs, size
+from s8lib.report.training_curves import LiveCurves, curves
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import EpochLog
 

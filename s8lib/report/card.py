@@ -66,8 +66,7 @@ def make_card(
         RunError: the folder holds no finished epoch, or is damaged.
         RecipeError: its recipe cannot be read.
     """
-    log = run.log() if log is None else log
-    recipe, sessions = run.recipe(), run.sessions()
+    log, recipe, sessions = log or run.log(), run.recipe(), run.sessions()
     best, final = log[run.best_weights()[0] - 1], log[-1]
     identity, session = run.manifest().identity, sessions[-1] if sessions else {}
     is_cifar = identity is not None and identity["data"]["sha256"] == CIFAR100_FINGERPRINT
@@ -78,9 +77,9 @@ def make_card(
     trained = f"`{recipe.name}`"
     if final.epoch < recipe.epochs:
         trained += f", {final.epoch} of whose {recipe.epochs} epochs are done"
-    has_picture, has_report = ((run.path / name).exists() for name in ("graph.jpg", "report.json"))
-    picture = "![Accuracy, loss and learning rate over the epochs](graph.jpg)\n\n" if has_picture else ""
-    report = ", every figure in `report.json`" if has_report else ""
+    picture = "![Accuracy, loss and learning rate over the epochs](graph.jpg)\n\n"
+    picture = picture if (run.path / "graph.jpg").exists() else ""
+    report = ", every figure in `report.json`" if (run.path / "report.json").exists() else ""
     warning = classes = people = source = ""
     if is_cifar:
         data, test_images, citation = "CIFAR-100", 10_000, citation + CIFAR
@@ -166,20 +165,18 @@ The weights are under the MIT licence.{source}
 
 
 def _metadata(recipe: Recipe, data: str, is_cifar: bool, best: Epoch, repo_id: str) -> ModelCardData:
-    task = "image-classification"
-    result: dict[str, Any] = {"task_type": task, "dataset_name": data, "dataset_split": "test"}
-    result |= {"dataset_type": "uoft-cs/cifar100" if is_cifar else "other", "metric_type": "accuracy"}
+    task, dataset = "image-classification", "uoft-cs/cifar100" if is_cifar else "other"
     scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
     return ModelCardData(
         license="mit",
         library_name="s8lib",
         pipeline_tag=task,
         tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),
-        datasets=["uoft-cs/cifar100"] if is_cifar else None,
+        datasets=[dataset] if is_cifar else None,
         metrics=["accuracy"],
         model_name=repo_id.rpartition("/")[2],
         eval_results=[
-            EvalResult(**result, metric_name=name, metric_value=round(float(acc), 2))
+            EvalResult(task, dataset, data, "accuracy", round(acc, 2), dataset_split="test", metric_name=name)
             for name, acc in scores.items()
         ],
     )
@@ -198,10 +195,8 @@ def _results(best: Epoch, final: Epoch, test_images: int | None) -> str:
 
 
 def _settings(recipe: Recipe) -> str:
-    rows = []
-    for name, value in recipe.to_dict().items():
-        by_phase = value if isinstance(value, list) else [value]
-        rows.append([f"`{name}`", " then ".join(str(part) for part in dict.fromkeys(by_phase))])
+    settings = {name: value if isinstance(value, list) else [value] for name, value in recipe.to_dict().items()}
+    rows = [[f"`{name}`", " then ".join(map(str, dict.fromkeys(values)))] for name, values in settings.items()]
     return _table(["setting", "value (phase 1 then phase 2)"], rows)
 
 

@@ -25,44 +25,30 @@ SCREEN_DPI, FILE_DPI = 100, 200
 class Figure(MatplotlibFigure):
     """A figure that pyplot does not know, so none is leaked, and that a notebook shows as it is; in inches."""
 
-    def __init__(self, width: float = WIDTH, height: float = 6.0, **options: Any) -> None:
-        super().__init__(figsize=(width, height), dpi=SCREEN_DPI, **options)
+    def __init__(self, height: float, title: str = "", width: float = WIDTH, layout: Any = "constrained") -> None:
+        super().__init__(figsize=(width, height), dpi=SCREEN_DPI, layout=layout)
+        if title:
+            self.suptitle(title, fontsize=13, weight="bold", color=INK)
 
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
         self.savefig(out, format="png", dpi=SCREEN_DPI)
         return out.getvalue()
 
-    def head(self, text: str) -> None:
-        """A title above axes that a layout places."""
-        self.suptitle(text, fontsize=13, weight="bold", color=INK)
-
-    def write(self, left: float, top: float, text: str, **style: Any) -> None:
-        """Text beside a point in inches from the top left corner."""
-        width, height = self.get_size_inches()
-        self.text(left / width, 1 - top / height, text, va="center", **style)
-
-    def box(self, left: float, top: float, width: float, height: float) -> Axes:
-        """New axes, in inches from the top left corner."""
-        w, h = self.get_size_inches()
-        return self.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
-
-    def thumbnail(
-        self, image: Tensor, left: float, top: float, side: float, caption: str, ink: str = INK, size: float = 8.5
-    ) -> None:
-        """A small image, [3, H, W] uint8 or float in 0..1, with its caption below."""
-        ax = self.box(left, top, side, side)
-        ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-        ax.set_axis_off()
-        ax.text(0.5, -0.06, caption, transform=ax.transAxes, ha="center", va="top", color=ink, fontsize=size)
-
 
 def save(figure: MatplotlibFigure, path: Path) -> Path:
     """Write `path`, a .png or .jpg, in one piece."""
-    jpeg: dict[str, Any] = {"format": "jpeg", "pil_kwargs": {"quality": 92, "subsampling": 0}}
+    quality = {"quality": 92, "subsampling": 0}  # of a .jpg
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=FILE_DPI, **(jpeg if path.suffix == ".jpg" else {"format": "png"}))
+        figure.savefig(partial, format=path.suffix[1:], dpi=FILE_DPI, pil_kwargs=quality)
     return path
+
+
+def thumbnail(ax: Axes, image: Tensor, caption: str = "", ink: str = INK, size: float = 8.5) -> None:
+    """Show a small image, [3, H, W] uint8 or float in 0..1, with its caption below."""
+    ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(caption, y=-0.06, pad=0, va="top", color=ink, fontsize=size)
 
 
 def plain(ax: Axes, grid: Literal["both", "x", "y"] = "both") -> None:

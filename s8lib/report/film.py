@@ -72,12 +72,10 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
 
 def _pictures(log: EpochLog, recipe: Recipe) -> Iterator[np.ndarray]:
     """One picture an epoch, [720, 1280, 3] uint8; the background is drawn once, what moves is laid over it."""
-    figure = Figure(WIDTH / SCREEN_DPI, HEIGHT / SCREEN_DPI)
+    figure = Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
     canvas = FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(3, 1, height_ratios=HEIGHTS, left=0.055, right=0.60, top=0.88, bottom=0.08)
-    axes = [figure.add_subplot(grid[row]) for row in range(3)]
-    for ax in axes[:2]:
-        ax.tick_params(labelbottom=False)
+    place = {"left": 0.055, "right": 0.60, "top": 0.88, "bottom": 0.08}
+    axes = figure.subplots(3, sharex=True, height_ratios=HEIGHTS, gridspec_kw=place)
     plot = CurvesPlot(axes, recipe, log)  # with the limits of the whole run, so that nothing jumps
     title = f"{recipe.name}, {recipe.model}, seed {recipe.seed}"
     figure.text(0.055, 0.945, title, fontsize=15, weight="bold", color=INK)

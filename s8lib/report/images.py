@@ -14,10 +14,8 @@ from s8lib.data import augment
 from s8lib.data.cifar100 import CLASSES, Cifar100, Split
 from s8lib.inference import predict, prepare
 from s8lib.recipe import Knobs, Recipe
-from s8lib.report.figures import BLUE, FAINT, INK, WIDTH, Figure, in_words
+from s8lib.report.figures import BLUE, FAINT, Figure, in_words, thumbnail
 
-SIDE, PITCH = 0.8, 0.87  # inches, of a sample and from one to the next: eight make a figure 8 inches wide
-LEFT, TOP, LINE, GAP = 1.04, 0.52, 0.145, 0.1  # inches
 WRAP = 12  # characters that fit under a sample
 
 
@@ -25,10 +23,6 @@ class _Row(NamedTuple):
     title: str
     images: Tensor  # [n, 3, H, W], uint8 or float in 0..1
     captions: list[str]
-
-    @property
-    def height(self) -> float:
-        return SIDE + LINE * max(len(caption.splitlines()) for caption in self.captions) + GAP
 
 
 def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -> Figure:
@@ -39,14 +33,16 @@ def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -
     """
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     rows = _rows(data.train.subset(order[:count]).to("cpu"), data.classes, recipe, seed)
-    figure = Figure(LEFT + PITCH * max(len(rows[0].images), 4), TOP + sum(row.height for row in rows))
-    figure.write(0.12, 0.2, f"{recipe.name}: what the network sees", size=13, weight="bold")
-    top = TOP
-    for row in rows:
-        figure.write(0.12, top + SIDE / 2, row.title, size=10, linespacing=1.4)
-        for column, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
-            figure.thumbnail(image, LEFT + PITCH * column, top, SIDE, caption, FAINT)
-        top += row.height
+    columns = len(rows[0].images)
+    lines = sum(max(len(caption.splitlines()) for caption in row.captions) for row in rows)
+    height, width = 0.52 + 0.9 * len(rows) + 0.145 * lines, 1.04 + 0.87 * max(columns, 4)
+    figure = Figure(height, f"{recipe.name}: what the network sees", width, layout="compressed")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for row, row_axes in zip(rows, axes, strict=True):
+        left = {"transform": row_axes[0].transAxes, "ha": "right", "va": "center"}
+        row_axes[0].text(-0.1, 0.5, row.title, size=10, linespacing=1.4, **left)
+        for ax, image, caption in zip(row_axes, row.images, row.captions, strict=True):
+            thumbnail(ax, image, caption, FAINT)
     return figure
 
 
@@ -92,19 +88,20 @@ def guesses(
     """
     seen = prepare(images)
     answers = predict(model, seen, classes)
-    columns, side, row, top = 2, 1.1, 1.6, 0.15  # inches
-    names, bars = 2.5, 1.05  # where the names end; the length of 100%
-    figure = Figure(height=top + row * math.ceil(len(seen) / columns))
+    rows = math.ceil(len(seen) / 2)
+    figure = Figure(0.15 + 1.6 * rows)
     for place, (image, answer) in enumerate(zip(seen, answers, strict=True)):
-        left, above = WIDTH / columns * (place % columns), top + row * (place // columns)
         caption = captions[place] if captions else in_words(answer[0].superclass or "")
-        figure.thumbnail(image, left + 0.15, above, side, caption)
-        ax = figure.box(left + names, above, bars, side)
-        shown = ax.barh(range(len(answer)), [guess.probability for guess in answer], height=0.6, color=BLUE)
-        percents = [f"{100 * guess.probability:.0f}%" for guess in answer]
-        ax.bar_label(shown, percents, padding=3, color=FAINT, fontsize=8.5)
-        ax.set_yticks(range(len(answer)), [in_words(guess.name) for guess in answer], color=INK)
-        ax.set(xlim=(0, 1), xticks=[], ylim=(len(answer) - 0.5, -0.5))
+        thumbnail(figure.add_subplot(rows, 4, 2 * place + 1), image, caption)
+        ax = figure.add_subplot(rows, 4, 2 * place + 2)
+        shown = ax.barh(
+            [in_words(guess.name) for guess in answer], [guess.probability for guess in answer], 0.6, color=BLUE
+        )
+        ax.bar_label(
+            shown, fmt=lambda probability: f"{100 * probability:.0f}%", padding=3, color=FAINT, fontsize=8.5
+        )
+        ax.set(xlim=(0, 1), xticks=[])
+        ax.invert_yaxis()
         ax.tick_params(length=0)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,13 @@ def schedule(recipe: Recipe) -> Figure:
     names = ["dropout", "mixup_alpha", "label_smoothing", "augmentation"]
     if len(set(recipe.image_size)) > 1:
         names.append("image_size")
-    figure = Figure(height=3.3 + 0.95 * len(names), layout="constrained")
+    figure = Figure(3.3 + 0.95 * len(names), f"{recipe.name}: what changes in training")
     axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
-    figure.head(f"{recipe.name}: what changes in training")
     plot_lr(axes[0], recipe)
     for ax, name in zip(axes[1:], names, strict=True):
         _plot_knob(ax, recipe, name)
     for ax in axes:
-        mark_phases(ax, recipe)
-    name_phases(axes[0], recipe)
+        mark_phases(ax, recipe, named=ax is axes[0])
     axes[-1].set_xlabel("epoch")
     figure.align_ylabels(axes)
     return figure
@@ -68,30 +67,19 @@ def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) ->
     ax.set(ylabel="learning rate", ylim=(0, 1.08 * recipe.lr_peak))
 
 
-def mark_phases(ax: Axes, recipe: Recipe) -> None:
-    """Shade the phases, mark the restarts, and let x run over the whole recipe in epochs."""
+def mark_phases(ax: Axes, recipe: Recipe, named: bool = False) -> None:
+    """Shade the phases, mark the restarts, and let x run over the whole recipe in epochs; names stand above."""
     plain(ax)
-    for begin, end in _phases(recipe):
-        ax.axvspan(begin, end, color=PHASES[recipe.phase(begin) - 1], linewidth=0, zorder=0)
+    above: dict[str, Any] = {"y": 1.025, "transform": ax.get_xaxis_transform(), "va": "bottom", "visible": named}
+    for begin, end in itertools.pairwise(sorted({0, recipe.phase1_epochs, recipe.epochs})):
+        phase = recipe.phase(begin)
+        ax.axvspan(begin, end, color=PHASES[phase - 1], linewidth=0, zorder=0)
+        ax.text(begin, s=f"phase {phase}", fontsize=10, weight="bold", color=INK, **above)
     for restart in recipe.restarts:
         ax.axvline(restart, color=FAINT, linewidth=1, linestyle=(0, (4, 3)), label="_restart")
+        ax.text(restart, s="restart", ha="center", fontsize=9, color=FAINT, **above)
     ax.set_xlim(0, recipe.epochs)
     ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-
-
-def name_phases(ax: Axes, recipe: Recipe) -> None:
-    """Phases and restarts by name, above the axes."""
-    above: dict[str, Any] = {"transform": ax.transAxes, "va": "bottom"}
-    for begin, _ in _phases(recipe):
-        name = f"phase {recipe.phase(begin)}"
-        ax.text(begin / recipe.epochs, 1.025, name, fontsize=10, weight="bold", color=INK, **above)
-    for restart in recipe.restarts:
-        ax.text(restart / recipe.epochs, 1.025, "restart", ha="center", fontsize=9, color=FAINT, **above)
-
-
-def _phases(recipe: Recipe) -> list[tuple[float, float]]:
-    edges = sorted({0, recipe.phase1_epochs, recipe.epochs})
-    return list(zip(edges, edges[1:], strict=False))
 
 
 def moments(recipe: Recipe) -> list[float]:

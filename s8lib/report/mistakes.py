@@ -1,33 +1,78 @@
-"""Where a network goes wrong, and whether it knows: confusion, worst classes, mistakes, reliability."""
+"""A network's answers to the test images, and pictures of where they are wrong and whether it knows."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
 
+import torch
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-from torch import Tensor
+from torch import Tensor, nn
 
-from s8lib.metrics import BINS, calibration
-from s8lib.report.answers import Evaluation
-from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, WIDTH, Figure, in_words, plain
+from s8lib.data.cifar100 import Cifar100, Split
+from s8lib.machine.device import pick_device
+from s8lib.metrics import BINS, calibration, metrics_of, predict_logits, superclasses_of
+from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, Figure, in_words, plain, thumbnail
 
 PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
 EXAMPLES = 4  # images beside each of the worst classes
 COLUMNS = 4  # of mistakes
-TITLE: dict[str, Any] = {"size": 13, "weight": "bold", "color": INK}
+
+
+@dataclass(eq=False)
+class Evaluation:
+    """What a network answers to the images of `split`, all on the CPU.
+
+    Attributes:
+        logits: [N, 100] float32.
+        metrics: of `logits`, over all of `split`.
+        superclass_of: [100] int64, each class's superclass; -1 for a class that `split` has no image of.
+        confidence: [N] float32, the probability of the class that is predicted.
+        predicted: [N] int64.
+        correct: [N] bool.
+    """
+
+    logits: Tensor
+    split: Split
+    classes: tuple[str, ...]
+    superclasses: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        labels, coarse_labels = self.split.labels, self.split.coarse_labels
+        self.metrics = metrics_of(self.logits, labels, coarse_labels)
+        self.superclass_of = superclasses_of(labels, coarse_labels, len(self.classes))
+        self.confidence, self.predicted = self.logits.softmax(1).max(1)
+        self.correct = self.predicted == labels
+
+    def mistakes(self) -> Tensor:
+        """[M] int64: the images that are taken for another class, the most confident mistake first."""
+        wrong = (~self.correct).nonzero().flatten()
+        return wrong[self.confidence[wrong].argsort(descending=True, stable=True)]
+
+
+def evaluation(
+    model: nn.Module, data: Cifar100, device: str | torch.device | None = None, precision: str = "auto"
+) -> Evaluation:
+    """Run `model` over the test set once, unaugmented, in eval mode; its training mode is restored.
+
+    Args:
+        device: where to run, by default the best here; the model is moved there.
+        precision: auto, bf16, fp16 or fp32.
+    """
+    split = data.test.to("cpu")
+    logits = predict_logits(model.to(pick_device(device)), split.images, precision).cpu()
+    return Evaluation(logits, split, data.classes, data.superclasses)
 
 
 def superclass_confusion(evaluation: Evaluation) -> Figure:
     """Which superclass is taken for which, in percent of the images of the true one (a row)."""
     shares = _confusion(evaluation)
     n = len(shares)
-    figure = Figure(height=8.3, layout="constrained")
     right = evaluation.metrics.superclass_top1
-    figure.head(f"{right:.1f}% of the test images get a class of the right superclass")
+    figure = Figure(8.3, f"{right:.1f}% of the test images get a class of the right superclass")
     ax = figure.subplots()
     ax.set_facecolor(GRID)  # a row without images
     # The square root shows a confusion of 3% beside a diagonal of 90%.
@@ -58,35 +103,25 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     """The `count` classes with the lowest top-1, each with an image for every class it is most often taken for."""
     top1 = evaluation.metrics.per_class
     worst = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: top1[c])[:count]
-    left, top, row, foot, bars = 1.25, 0.8, 0.9, 0.6, 2.5  # inches
-    first, pitch, side = 4.15, 0.97, 0.52  # of the example images
-    figure = Figure(height=top + row * len(worst) + foot)
-    height = figure.get_figheight()
-    figure.write(0.12, 0.24, "The worst classes, and what they are taken for", **TITLE)
-    ax = figure.box(left, top, bars, row * len(worst))
-    plain(ax, "x")
-    ax.barh(range(len(worst)), [top1[c] for c in worst], height=0.5, color=BLUE)
     counts = evaluation.split.labels.bincount(minlength=len(top1)).tolist()
+    figure = Figure(1.4 + 0.9 * len(worst), "The worst classes, and what they are most often taken for")
+    grid = figure.add_gridspec(len(worst), 1 + EXAMPLES, width_ratios=(2.8, *[1] * EXAMPLES))
+    ax = figure.add_subplot(grid[:, 0])
+    plain(ax, "x")
+    ax.axvline(evaluation.metrics.top1, color=INK, linewidth=1.2, linestyle="--", zorder=0.5)
+    mean = f"all classes: {evaluation.metrics.top1:.1f}%"
+    ax.text(evaluation.metrics.top1, 1.01, mean, transform=ax.get_xaxis_transform(), ha="center")
+    bars = ax.barh(range(len(worst)), [top1[c] for c in worst], height=0.5, color=BLUE)
+    ax.bar_label(bars, fmt="{:.0f}%", padding=3, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     names = [f"{textwrap.fill(in_words(evaluation.classes[c]), 14)}\nn = {counts[c]}" for c in worst]
     ax.set_yticks(range(len(worst)), names)
-    ax.set(xlim=(0, 100), ylim=(len(worst) - 0.5, -0.5), xlabel="top-1 of the class's n test images (%)")
-    mean = evaluation.metrics.top1
-    ax.axvline(mean, color=INK, linewidth=1.2, linestyle="--", zorder=0.5)
-    side_of_line = "right" if mean > 75 else "center"  # the next heading is near
-    ax.annotate(f"all classes: {mean:.1f}%", (mean, -0.5), (0, 4), textcoords="offset points", ha=side_of_line)
-    heading = "no mistakes" if evaluation.correct.all() else "most often taken for"
-    figure.text(first / WIDTH, ax.get_position().y1 + 4 / 72 / height, heading, va="baseline")
-    for position, c in enumerate(worst):
-        outside = top1[c] < 50
-        ax.text(
-            top1[c] + (2 if outside else -2), position, f"{top1[c]:.0f}%",
-            ha="left" if outside else "right", va="center", color=INK if outside else "white",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1} if outside else None,
-        )  # fmt: skip
-        for column, (image, times) in enumerate(_examples(evaluation, c)):
+    # From the upper edge of the first image beside it to the lower edge of the last one.
+    ax.set(xlim=(0, 100), ylim=(len(worst) - 0.7, -0.3), xlabel="top-1 of the class's n test images (%)")
+    for row, c in enumerate(worst):
+        for column, (image, times) in enumerate(_examples(evaluation, c), 1):
             taken_for = in_words(evaluation.classes[evaluation.predicted[image]])
-            place = (first + pitch * column, top + row * position + 0.04, side)
-            figure.thumbnail(evaluation.split.images[image], *place, f"{taken_for}\n{times} of {counts[c]}", RED)
+            caption = f"{taken_for}\n{times} of {counts[c]}"
+            thumbnail(figure.add_subplot(grid[row, column]), evaluation.split.images[image], caption, RED)
     return figure
 
 
@@ -103,19 +138,19 @@ def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
     """The `count` mistakes that the network is most confident of, the surest first."""
     mistakes = evaluation.mistakes()
     shown = mistakes[:count].tolist()
-    side, column, top, row = 1.1, WIDTH / COLUMNS, 0.55, 1.75  # inches
-    figure = Figure(height=top + row * math.ceil(len(shown) / COLUMNS) + 0.1)
+    rows = math.ceil(len(shown) / COLUMNS)
     found = f"The surest of {len(mistakes):,}" if shown else "No"
-    figure.write(0.12, 0.24, f"{found} mistakes in {len(evaluation.split):,} test images", **TITLE)
-    for place, image in enumerate(shown):
+    title = f"{found} mistakes in {len(evaluation.split):,} test images"
+    figure = Figure(0.65 + 1.75 * rows, title)
+    for place, image in enumerate(shown, 1):
         sure = 100 * float(evaluation.confidence[image])
         caption = (
             f"true: {in_words(evaluation.classes[evaluation.split.labels[image]])}\n"
             f"predicted: {in_words(evaluation.classes[evaluation.predicted[image]])}\n"
             f"{f'{sure:.1f}%' if sure < 99.95 else '> 99.9%'} sure"  # never 100%, which no softmax gives
         )
-        left, above = column * (place % COLUMNS + 0.5) - side / 2, top + row * (place // COLUMNS)
-        figure.thumbnail(evaluation.split.images[image], left, above, side, caption, size=10)
+        ax = figure.add_subplot(rows, COLUMNS, place)
+        thumbnail(ax, evaluation.split.images[image], caption, size=10)
     return figure
 
 
@@ -126,8 +161,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     filled, width = images.nonzero()[0], 100 / BINS
     images, accuracy, sure = images[filled], 100 * accuracy[filled], 100 * sure[filled]
     middles = width * (filled + 0.5)
-    figure = Figure(height=6.8, layout="constrained")
-    figure.head(f"Reliability: expected calibration error {metrics.ece:.2f}%")
+    figure = Figure(6.8, f"Reliability: expected calibration error {metrics.ece:.2f}%")
     diagram, sizes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for ax in (diagram, sizes):
         plain(ax)

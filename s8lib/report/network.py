@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.patches import Rectangle
-from torch import nn
+from matplotlib.axes import Axes
+from torch import Tensor, nn
 
-from s8lib.report.figures import FAINT, INK, PHASES, WIDTH, Figure, save
+from s8lib.report.figures import FAINT, INK, PHASES, Figure, save
 
 SHAPE = (3, 32, 32)  # of a CIFAR image
 COLUMNS = 2  # on each of the two images
-ROW, MARGIN, GAP, TITLE = 0.17, 0.12, 0.24, 0.62  # inches
+
+Cells = tuple[str, str, str]  # name, shape and parameters, as they are written
 
 
 class MissingPackage(ImportError):
@@ -26,15 +27,16 @@ class MissingPackage(ImportError):
 
 
 class Layer(NamedTuple):
-    """A row of the table: `path` is the module's in the network, the rest is torchsummary's."""
+    """A row of the table."""
 
-    path: str
-    name: str
-    shape: tuple[int, ...]  # of the output, without the batch
+    block: str  # the path of the residual block it lies in; "" for none
+    name: str  # such as Conv2d-1
+    shape: torch.Size  # of the output, without the batch
     parameters: int
 
-
-Block = tuple[str, list[Layer]]
+    @property
+    def cells(self) -> Cells:
+        return f"  {self.name}", "×".join(map(str, self.shape)), f"{self.parameters:,}" if self.parameters else "–"
 
 
 def summary(model: nn.Module) -> str:
@@ -60,22 +62,53 @@ def layer_figure(model: nn.Module, part: int) -> Figure:
     Raises:
         MissingPackage: without torchsummary.
     """
-    table, paths = _table(model)
-    found = re.findall(r"^ *(\w+-\d+) +\[-1, ([\d, ]+)\] +([\d,]+)$", table, flags=re.MULTILINE)
-    layers = [
-        Layer(path, name, tuple(int(side) for side in shape.split(",")), int(count.replace(",", "")))
-        for path, (name, shape, count) in zip(paths, found, strict=True)
-    ]
-    totals = [line for line in table.splitlines() if re.match(r"[A-Z][\w /-]+(\(MB\))?: ", line)]
-    columns = _columns(_blocks(layers), 2 * COLUMNS)
-    height = max(sum(len(block) + 1 for _, block in column) for column in columns)
-    name, total = getattr(model, "name", type(model).__name__), totals[0].rpartition(" ")[2]
-    title = f"{name}: {len(layers)} layers, {total} parameters  (part {part} of 2)"
-    return _draw(title, columns[(part - 1) * COLUMNS : part * COLUMNS], height, totals if part == 2 else [])
+    table, layers = _table(model)
+    totals = re.findall(r"^([A-Z][\w /-]+(?:\(MB\))?): (.+)$", table, flags=re.MULTILINE)
+    columns = _columns([*_blocks(layers), [(name, "", total) for name, total in totals]])
+    height = max(sum(len(block) for _, block in column) for column in columns)
+    name = getattr(model, "name", type(model).__name__)
+    title = f"{name}: {len(layers)} layers, {totals[0][1]} parameters  (part {part} of 2)"
+    figure = Figure(0.7 + 0.17 * height, title)
+    for ax, column in zip(figure.subplots(1, COLUMNS), columns[(part - 1) * COLUMNS :], strict=False):
+        ax.set(xlim=(0, 1), ylim=(height, -1))
+        ax.set_axis_off()
+        _line(ax, -1, ("layer", "output C×H×W", "parameters"), color=FAINT)
+        y = 0
+        for shade, block in column:
+            ax.axhspan(y, y + len(block), color=shade, linewidth=0)
+            for row, cells in enumerate(block):
+                _line(ax, y + row, cells, weight="normal" if row else "bold")
+            y += len(block)
+    return figure
 
 
-def _table(model: nn.Module) -> tuple[str, list[str]]:
-    """The table's text, and the path of each row's module."""
+def _blocks(layers: list[Layer]) -> list[list[Cells]]:
+    """The rows of each residual block, and of what is before and after them, below a heading."""
+    blocks: list[list[Cells]] = []
+    for path, group in itertools.groupby(layers, key=lambda layer: layer.block):
+        rows = list(group)
+        heading = path or ("head" if blocks else "stem"), "", f"{sum(layer.parameters for layer in rows):,}"
+        blocks.append([heading, *(layer.cells for layer in rows)])
+    return blocks
+
+
+def _columns(blocks: list[list[Cells]]) -> list[list[tuple[str, list[Cells]]]]:
+    """The blocks with their shades, none split: each in the quarter of all lines in which its middle lies."""
+    columns: list[list[tuple[str, list[Cells]]]] = [[] for _ in range(2 * COLUMNS)]
+    lines, above = sum(map(len, blocks)), 0
+    for block, shade in zip(blocks, itertools.cycle(PHASES)):
+        columns[2 * COLUMNS * (above + len(block) // 2) // lines].append((shade, block))
+        above += len(block)
+    return columns
+
+
+def _line(ax: Axes, y: int, cells: Cells, **style: Any) -> None:
+    for x, ha, cell in zip((0.02, 0.72, 0.98), ("left", "right", "right"), cells, strict=True):
+        ax.text(x, y + 0.5, cell, fontsize=9.5, ha=ha, va="center", **{"color": INK} | style)
+
+
+def _table(model: nn.Module) -> tuple[str, list[Layer]]:
+    """The table's text and its rows."""
     try:
         from torchsummary import summary as print_summary
     except ImportError as error:
@@ -83,77 +116,20 @@ def _table(model: nn.Module) -> tuple[str, list[str]]:
     # A copy on the CPU, in eval mode: torchsummary knows no other device but "cuda", runs the network on random
     # numbers, leaves hooks behind if that fails, and would move BatchNorm's statistics.
     probe = copy.deepcopy(model).cpu().float().eval()
-    paths: list[str] = []
+    layers: list[Layer] = []
+    blocks: list[str] = []
+
+    def note(path: str, module: nn.Module, output: Tensor) -> None:
+        block = max((block for block in blocks if f"{path}.".startswith(f"{block}.")), key=len, default="")
+        parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        layers.append(Layer(block, f"{type(module).__name__}-{len(layers) + 1}", output.shape[1:], parameters))
+
     for path, module in probe.named_modules():
         if path and not isinstance(module, nn.Sequential | nn.ModuleList):  # what torchsummary has a row for
-            module.register_forward_hook(lambda *_, path=path: paths.append(path))
+            if list(module.children()):
+                blocks.append(path)
+            module.register_forward_hook(lambda module, _, output, path=path: note(path, module, output))
     out = io.StringIO()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(out):
         print_summary(probe, SHAPE, device="cpu")
-    return out.getvalue(), paths
-
-
-def _blocks(rows: list[Layer]) -> list[Block]:
-    """Rows by the residual block that they lie in; a block's own row, and its group's, close it."""
-    paths = {row.path for row in rows}
-    containers = {path for path in paths if any(other.startswith(f"{path}.") for other in paths)}
-    blocks: list[Block] = []
-    current = None
-    for row in rows:
-        inside = max((path for path in containers if row.path.startswith(f"{path}.")), key=len, default="")
-        if row.path not in containers and inside != current:
-            blocks.append((inside or ("head" if blocks else "stem"), []))
-            current = inside
-        blocks[-1][1].append(row)
-    return blocks
-
-
-def _columns(blocks: list[Block], count: int) -> list[list[Block]]:
-    """`blocks` in `count` columns, none split, the longest as short as that allows."""
-    height = 0
-    while True:
-        columns: list[list[Block]] = []
-        height, room = height + 1, 0
-        for name, block in blocks:
-            if len(block) + 1 > room:
-                columns.append([])
-                room = height
-            columns[-1].append((name, block))
-            room -= len(block) + 1
-        if len(columns) <= count:
-            return columns + [[]] * (count - len(columns))
-
-
-def _draw(title: str, columns: list[list[Block]], rows: int, totals: list[str]) -> Figure:
-    half = (len(totals) + 1) // 2
-    figure = Figure(WIDTH, TITLE + ROW * (rows + half + bool(totals)) + MARGIN)
-    ax = figure.add_axes((0, 0, 1, 1))
-    ax.set_axis_off()
-    ax.set(xlim=(0, WIDTH), ylim=(figure.get_figheight(), 0))  # inches from the top
-    ax.text(MARGIN, 0.2, title, fontsize=12, weight="bold", color=INK, va="center")
-    width = (WIDTH - 2 * MARGIN - (COLUMNS - 1) * GAP) / COLUMNS
-    shade = itertools.cycle(PHASES)
-    for index, column in enumerate(columns):
-        left = MARGIN + index * (width + GAP)
-        stops = (left + 0.06, left + 0.72 * width, left + width - 0.06)  # name; shape and count end there
-
-        def line(y: float, *cells: str, stops: tuple[float, ...] = stops, **style: Any) -> None:
-            for cell, stop in zip(cells, stops, strict=True):
-                ha = "left" if stop == stops[0] else "right"
-                ax.text(stop, y + ROW / 2, cell, fontsize=9.5, va="center", ha=ha, **{"color": INK} | style)
-
-        line(TITLE - ROW - 0.02, "layer", "output C×H×W", "parameters", color=FAINT)
-        y = TITLE
-        for name, block in column:
-            ax.add_patch(Rectangle((left, y), width, ROW * (len(block) + 1), color=next(shade), linewidth=0))
-            line(y, name, "", f"{sum(layer.parameters for layer in block):,}", weight="bold")
-            for layer in block:
-                y += ROW
-                shape = "×".join(map(str, layer.shape))
-                line(y, f"  {layer.name}", shape, f"{layer.parameters:,}" if layer.parameters else "–")
-            y += ROW
-    for index, text in enumerate(totals):
-        side, row = divmod(index, half)
-        x, y = MARGIN + side * (width + GAP) + 0.06, TITLE + ROW * (rows + row + 1)
-        ax.text(x, y, text, fontsize=10, weight="bold", color=INK, va="center")
-    return figure
+    return out.getvalue(), layers

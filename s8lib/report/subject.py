@@ -13,7 +13,7 @@ import torch
 from s8lib.data.cifar100 import Cifar100
 from s8lib.models.networks import Network, build_model, load_model
 from s8lib.recipe import Recipe
-from s8lib.report.answers import Evaluation, evaluation
+from s8lib.report.mistakes import Evaluation, evaluation
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import EpochLog, selector
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from s8lib.machine.progress import in_notebook
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
-from s8lib.report.knobs import mark_phases, moments, name_phases, plot_lr
+from s8lib.report.knobs import mark_phases, moments, plot_lr
 from s8lib.run.log import EpochLog, selector
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
@@ -26,9 +26,8 @@ def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure
 
     Epochs run to the recipe's end, so a run that is under way shows how far it has come.
     """
-    figure = Figure(height=7.6, layout="constrained")
+    figure = Figure(7.6, f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
     CurvesPlot(figure.subplots(3, sharex=True, height_ratios=HEIGHTS), recipe, log, target)
-    figure.head(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
     batches = "augmented, mixed-up batches" if any(recipe.mixup_alpha) else "augmented batches"
     explanation = (
         f"Train is measured on {batches} while the network changes: not comparable with test.\n"
@@ -74,8 +73,7 @@ class CurvesPlot:
         accuracy, self._loss, lr = axes
         self._recipe = recipe
         for ax in axes:
-            mark_phases(ax, recipe)
-        name_phases(accuracy, recipe)
+            mark_phases(ax, recipe, named=ax is accuracy)
         accuracy.set(ylabel="accuracy (%)", ylim=(0, 100), yticks=range(0, 101, 20))
         self._loss.set(ylabel="loss (nats)", ylim=(0, LOSS_TOP))
         plot_lr(lr, recipe, PLANNED, 1.4)
@@ -103,16 +101,12 @@ class CurvesPlot:
         (self._drop,) = accuracy.plot([], [], color=RED, linewidth=1.2)
         (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
         self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
+        self.moving: list[Artist] = [*self._lines.values(), self._lr, self._drop, self._star, self._label]
         shown = {"test": "test_acc", "train": "train_acc"}
         shown |= {} if log[0].holdout_acc is None else {"held-out": "holdout_acc"}
         lines = [self._lines[name] for name in shown.values()]
         self._loss.legend(lines, shown, loc="upper right", ncols=len(shown), framealpha=1)
         self.show(log)
-
-    @property
-    def moving(self) -> list[Artist]:
-        """What `show` changes."""
-        return [*self._lines.values(), self._lr, self._drop, self._star, self._label]
 
     def show(self, log: EpochLog) -> None:
         """Draw the curves up to the last row of `log`, which holds at least one."""

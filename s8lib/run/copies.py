@@ -165,17 +165,20 @@ class Copies:
                     "another name for this run"
                 )
             return 0
-        best_epoch = there.best_epoch if there.best_epoch and there.best_epoch <= taken else None
-        others = [
-            name for name in there.files if not CHECKPOINT.fullmatch(name) and (best_epoch or name not in best)
-        ]
-        lost = [name for name in others if not self._bring(run, name, there.files[name])]
-        if lost:
-            run.say(f"{title}: not as they were saved there, so left there: {', '.join(lost)}")
-        if not best_epoch or not best.keys().isdisjoint(lost):
+        best_epoch = there.best_epoch if (there.best_epoch or 0) <= taken else None
+        wanted = best if best_epoch else {}
+        brought = {name for name, content in wanted.items() if self._bring(run, name, content)}
+        if WEIGHTS not in brought:  # a config.json that is damaged there is written anew
+            if best_epoch and (holder := there.checkpoints.get(best_epoch)):
+                self._bring(run, holder, there.files[holder])
             best_epoch = here.best_epoch
             shutil.rmtree(run.path / NEW / "best", ignore_errors=True)
-        for name in set(others) - {LOG, *lost, *best}:
+        small = {name: c for name, c in there.files.items() if name not in best and not CHECKPOINT.fullmatch(name)}
+        lost = [name for name, content in small.items() if not self._bring(run, name, content)]
+        lost += sorted(wanted.keys() - brought)
+        if lost:
+            run.say(f"{title}: not as they were saved there, so left there: {', '.join(lost)}")
+        for name in small.keys() - {LOG, *lost}:
             os.replace(run.path / NEW / name, run.path / name)
         run.install(dataclasses.replace(there, files=here.files, best_epoch=best_epoch, sequence=here.sequence))
         run.say(f"{title}: epoch {taken} is brought to {run.path} from {self.place.address}")

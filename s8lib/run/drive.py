@@ -62,6 +62,7 @@ class DriveFolder:
         self.address = str(self.path)
         self._manifest = Manifest()  # as last read or written
         self._whole = ""  # the one of MANIFESTS that is known to hold it
+        self._alike = False  # whether both do
         self._seen: dict[str, Content] = {}  # of files as last read
         self._writer: str | None = None  # of the training process that saves here; None before `claim`
         if not self.path.parent.is_dir():
@@ -71,10 +72,11 @@ class DriveFolder:
         """The newest manifest that is whole."""
         before, self._manifest, self._whole = self._manifest, Manifest(), ""
         if self.path.name in os.listdir(self.path.parent):  # fails where the Drive is gone
-            for name in MANIFESTS:
-                found = self._read_manifest(name)
+            copies = {name: self._read_manifest(name) for name in MANIFESTS}
+            for name, found in copies.items():
                 if found and (not self._whole or found.sequence > self._manifest.sequence):
                     self._manifest, self._whole = found, name
+            self._alike = all(found == self._manifest for found in copies.values())
             there = self._names("checkpoints")
             # A first copy that was cut off leaves one checkpoint that no manifest names.
             if not self._manifest.checkpoints and len(there) > (1 if self._whole else 0):
@@ -118,6 +120,8 @@ class DriveFolder:
                 _make_folder(folder)
             self._refuse_to_go_back(save.manifest)
             self._commit()  # a first one at once, so that checkpoints without a manifest always mean damage
+            if not self._manifest.checkpoints:
+                self._free_the_rest()  # of a first copy that was cut off, or each cut would leave one more
             while True:
                 try:
                     self._send_save(save.folder, save.manifest)
@@ -197,7 +201,7 @@ class DriveFolder:
             RunFault: meanwhile another training process has taken over.
         """
         manifest = dataclasses.replace(self._manifest, **changes)
-        if manifest == self._manifest and self._whole:
+        if manifest == self._manifest and self._whole and self._alike:
             return
         there = self._read_manifest(self._whole) if self._whole else None
         if there and there.writer not in (self._manifest.writer, manifest.writer):
@@ -207,6 +211,7 @@ class DriveFolder:
         content = Content(len(text), hashlib.sha256(text).hexdigest())
         for name in sorted(MANIFESTS, key=lambda name: name == self._whole):  # last the only one that is whole
             self._write(name, io.BytesIO(text), content)
+            self._alike = self._manifest == manifest
             self._manifest, self._whole = manifest, name
 
     def _write(self, name: str, source: BinaryIO, content: Content) -> None:

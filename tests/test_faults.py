@@ -1,0 +1,77 @@
+"""One trial of each kind of benchmarks.faults, and one test for each thing that its longer runs have found."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import s8lib as s8
+from benchmarks.faults import KINDS
+from s8lib.run.drive import MANIFESTS
+from s8lib.run.save import WEIGHTS, holds
+from tests.fake_colab.faulty_drive import Call, FaultyDrive, fails
+from tests.places import Drive
+
+ROOT = Path(s8.__file__).parents[1]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which("cc"),
+    reason="the faults come from a library in C that is preloaded",
+)
+def test_a_training_hit_by_a_fault_of_any_kind_ends_exactly() -> None:
+    command = [sys.executable, "-m", "benchmarks.faults", "--count", str(len(KINDS)), "--seed", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(rf"^all +{len(KINDS)} tried +{len(KINDS)} exact", done.stdout, re.MULTILINE)
+
+
+def test_a_first_copy_to_drive_that_was_cut_off_twice_is_made_the_third_time(tmp_path: Path) -> None:
+    def before(call: Call) -> None:
+        if call.name == "write" and call.path.name in MANIFESTS and place.checkpoints():
+            fails(errno.ENOTCONN, call.path)
+
+    place = Drive(tmp_path)
+    machine = place.machine()
+    with FaultyDrive(place.folder.parent, before).installed():
+        for epoch in (1, 2):
+            place.keep(machine.until(epoch))
+            assert len(place.checkpoints()) == 1
+    place.keep(machine.until(3))
+    assert place.machine().resumed() == 3
+
+
+@pytest.mark.parametrize("name", ["best/config.json", WEIGHTS])
+def test_best_weights_of_which_a_file_is_damaged_on_drive_are_not_given_up(tmp_path: Path, name: str) -> None:
+    place = Drive(tmp_path)
+    machine = place.machine()
+    for epoch in range(1, 9):  # the best one is 7
+        place.keep(machine.until(epoch))
+    place.write(name, b"#")
+    new = place.machine()
+    assert new.resumed() == 8
+    manifest = new.run.manifest()
+    if name == WEIGHTS:
+        assert new.run.checkpoint(7), "has the weights too"
+    else:
+        assert manifest.best_epoch == 7
+        assert holds(new.run.find(WEIGHTS), manifest.files[WEIGHTS])
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_drive_gets_back_the_second_copy_of_its_manifest_when_no_epoch_is_left_to_train(
+    tmp_path: Path, name: str
+) -> None:
+    place = Drive(tmp_path)
+    place.keep(place.machine().until(2))
+    place.write(name, None)
+    machine = place.machine()
+    assert machine.resumed() == 2
+    place.keep(machine)
+    assert place.read(MANIFESTS[0]) == place.read(MANIFESTS[1])
