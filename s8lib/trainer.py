@@ -101,9 +101,9 @@ def train(
     use_compile = pick_compile(device, compile)
     pick_precision(device, precision)
     if not isinstance(model, Network):
+        kind = type(model).__name__
         raise ModelError(
-            f"train takes one of the library's networks itself, not a {type(model).__name__}: it compiles and "
-            "distributes by itself"
+            f"train takes one of the library's networks itself, not a {kind}: it compiles it if asked"
         )
     recipe = dataclasses.replace(recipe, model=model.name)
     run = RunFolder(run, say=say) if isinstance(run, str | Path) else run
@@ -114,7 +114,7 @@ def train(
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(join_ranks(device))
         if not ranks.first:
-            run, say = None, _silent
+            run, say = None, lambda line: None  # rank 0 writes and speaks
         elif run and hub and hub not in run.copies:
             run.copies.append(hub)
         check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
@@ -295,7 +295,3 @@ def _check_finite(losses: Tensor, epoch: int, ranks: Ranks, run: RunFolder | Non
             f"the loss is infinite or NaN in epoch {epoch + 1}, step {int(finite.int().argmin()) + 1}; "
             f"{how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
         )
-
-
-def _silent(line: str) -> None:
-    """What ranks other than the first say."""

@@ -12,6 +12,7 @@ from s8lib.report.card import make_card
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.hub import HubRepo
+from s8lib.run.place import bring
 
 FIRST_PAUSE = 10.0  # seconds before a failed upload is tried again
 SENT = ("recipe.json", "environment.json", "report.json", "graph.jpg")
@@ -104,4 +105,4 @@ def fetch_run(repo_id: str, run: RunFolder, token: str | None = None, revision: 
     place.required = True
     here = RunFolder(run.path, run.say)  # without its copies, which must not follow this
     with here.lock():
-        return Copies(place).bring(here, here.fetch()) > 0
+        return bring(place, here, here.fetch()) > 0

@@ -35,8 +35,8 @@ from s8lib.run.save import (
 )
 
 if TYPE_CHECKING:
-    from s8lib.run.copies import Staged
     from s8lib.run.folder import RunFolder
+    from s8lib.run.place import Staged
 
 MANIFESTS = (MANIFEST, "manifest.copy.json")  # alike; the first is what a RunFolder reads
 BEST = ("best", "best.new")  # the second only while the first holds the weights that count
@@ -45,7 +45,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DriveFolder:
-    """The place for a run's saves on a mounted Drive; see `copies.Place`.
+    """The place for a run's saves on a mounted Drive; see `place.Place`.
 
     Args:
         path: the run's folder on the Drive; it is made when needed, but not the folder that it lies in.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi, get_token
 
 from s8lib.hub_client import ask, check_repo_id, hub_errors
-from s8lib.run.copies import Staged
+from s8lib.run.place import Staged
 from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, Content, Manifest, RunError, differences, unseal
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ EXPORT = re.compile(r"[^/]+\.(onnx|pt2)")  # of the weights it came with
 
 
 class HubRepo:
-    """The place for a run's saves in a repository; see `copies.Place`.
+    """The place for a run's saves in a repository; see `place.Place`.
 
     Args:
         token: by default this machine's, if there is one.
