@@ -55,7 +55,7 @@ class Copies:
         return {path.name: path for path in run.small_files()}, f"epoch {run.manifest().epoch}"
 
     def fetch(self, run: RunFolder, newest: int, identity: Mapping[str, Any] | None) -> int:
-        """`place.bring`, but a place that cannot be read is said, unless a run would start over because of that."""
+        """`place.bring`; a place that cannot be read is said, unless a run would start over because of that."""
         self._wait_for_thread(self.wait)
         place = self.place
         try:
