@@ -63,7 +63,7 @@ def test_the_model_index_holds_the_logged_figures_of_the_best_weights(run: s8.Ru
 
 def test_best_and_final_epoch_stand_side_by_side_with_their_intervals(run: s8.RunFolder, tmp_path: Path) -> None:
     longer = Machine(tmp_path).until(5)
-    longer.run.write_json("environment.json", run.read_json("environment.json", default=None))
+    longer.run.write_json("environment.json", run.sessions())
     text = make_card(longer.run, NAME).text
     number = r"([\d.]+)"
     pattern = rf"^\| (best|final)[^|]*\| {number} \| {number}% \| {number} to {number}% \| {number}% \|"
@@ -128,7 +128,7 @@ def test_held_out_images_that_chose_the_best_epoch_are_named(run: s8.RunFolder) 
 
 
 def test_every_machine_that_took_part_is_named_once(run: s8.RunFolder, tmp_path: Path) -> None:
-    (session,) = run.read_json("environment.json", default=None)
+    (session,) = run.sessions()
     elsewhere = session | {"device_name": "Tesla T4", "precision": "fp16", "compile": True}
     sessions = [session, session | {"from_epoch": 3}, elsewhere | {"from_epoch": 5}]
     folder = Machine(tmp_path).until(6).run
