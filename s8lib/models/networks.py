@@ -40,10 +40,10 @@ class Config(TypedDict, total=False):
     `depth` and `widen_factor` are a WideResNet's alone.
     """
 
-    num_classes: Annotated[int, Field(ge=1, le=100_000)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
     depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]
     widen_factor: Annotated[int, Field(ge=1, le=1000)]
+    num_classes: Annotated[int, Field(ge=1, le=100_000)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
