@@ -187,7 +187,7 @@ def two_machines(trial: Trial) -> None:
     if trial.random.random() < 0.5:
         trial.end(newer, 0)
     else:
-        newer.wait_for("on cpu in")  # has claimed the run
+        newer.wait_for("on cpu in|is finished")  # has claimed the run
     os.kill(older.pid, signal.SIGCONT)
     code, output = trial.end(older, *((0, 1) if may_end else (1,)))
     if code and "another machine goes on with the run" not in output:
@@ -254,14 +254,12 @@ def try_one(number: int, kinds: Sequence[str], seed: int, known: Known) -> Resul
     kind = kinds[number % len(kinds)]
     with tempfile.TemporaryDirectory(prefix="fault") as folder:
         trial = Trial(Path(folder), known.data, number // len(kinds), random, known.operations, known.expected)
-        problem = ""
         try:
             KINDS[kind](trial)
         except (NotExact, s8.RunError, OSError) as error:
-            problem = "\n".join([f"--- {number}, {kind}: {error}", *trial.history])
-        finally:
             trial.close()
-    return Result(number, problem, trial.struck)
+            return Result(number, "\n".join([f"--- {number}, {kind}: {error}", *trial.history]), trial.struck)
+    return Result(number, "", trial.struck)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -280,8 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kinds = [kind for kind in KINDS if kind != "small disk" or may_mount()]
     numbers = options.only if options.only is not None else range(options.count)
     tried, exact, struck = Counter[str](), Counter[str](), set[str]()
-    workers = concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork"))
-    with workers:
+    with concurrent.futures.ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as workers:
         doing = functools.partial(try_one, kinds=kinds, seed=options.seed, known=known)
         for result in workers.map(doing, numbers):
             kind = kinds[result.number % len(kinds)]
@@ -293,6 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in kinds:
         print(f"{kind:32} {tried[kind]:5} tried {exact[kind]:5} exact")
     print(f"{'all':32} {tried.total():5} tried {exact.total():5} exact in {time.monotonic() - started:.0f} s")
+    every = set().union(*known.operations.values())
+    print(f"{len(every & struck)} of {len(every)} different file operations were struck")
     return int(exact != tried)
 
 

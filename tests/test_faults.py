@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import s8lib as s8
 from benchmarks.faults import KINDS
 from s8lib.run.drive import MANIFESTS
-from s8lib.run.save import WEIGHTS, holds
+from s8lib.run.save import WEIGHTS, holds, unseal
 from tests.fake_colab.faulty_drive import Call, FaultyDrive, fails
 from tests.places import Drive
 
@@ -75,3 +76,23 @@ def test_drive_gets_back_the_second_copy_of_its_manifest_when_no_epoch_is_left_t
     assert machine.resumed() == 2
     place.keep(machine)
     assert place.read(MANIFESTS[0]) == place.read(MANIFESTS[1])
+
+
+@pytest.mark.parametrize("torn", MANIFESTS)
+def test_a_machine_that_takes_over_while_a_save_is_on_its_way_to_drive_is_not_undone(
+    tmp_path: Path, torn: str
+) -> None:
+    def before(call: Call) -> None:
+        if call.name == "write" and call.path.name == "epoch_003.pt":
+            newer.run.claim()
+            os.truncate(place.folder / torn, 20)  # its next save is on its way
+
+    place = Drive(tmp_path)
+    older = place.machine().until(2)
+    place.keep(older)
+    newer = place.machine()
+    assert newer.resumed() == 2
+    with FaultyDrive(place.folder.parent, before).installed(), pytest.raises(s8.RunFault, match="another machine"):
+        place.keep(older.until(3))
+    whole = next(name for name in MANIFESTS if name != torn)
+    assert unseal(place.read(whole)).writer == newer.run.writer

@@ -203,13 +203,14 @@ class DriveFolder:
         manifest = dataclasses.replace(self._manifest, **changes)
         if manifest == self._manifest and self._whole and self._alike:
             return
-        there = self._read_manifest(self._whole) if self._whole else None
-        if there and there.writer not in (self._manifest.writer, manifest.writer):
-            raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
+        ours = {self._manifest.writer, manifest.writer}
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
         text = manifest.seal()
         content = Content(len(text), hashlib.sha256(text).hexdigest())
         for name in sorted(MANIFESTS, key=lambda name: name == self._whole):  # last the only one that is whole
+            for there in map(self._read_manifest, MANIFESTS):  # both: the other machine may be writing one
+                if there and there.sequence >= self._manifest.sequence and there.writer not in ours:
+                    raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
             self._write(name, io.BytesIO(text), content)
             self._alike = self._manifest == manifest
             self._manifest, self._whole = manifest, name
