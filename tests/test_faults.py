@@ -96,3 +96,16 @@ def test_a_machine_that_takes_over_while_a_save_is_on_its_way_to_drive_is_not_un
         place.keep(older.until(3))
     whole = next(name for name in MANIFESTS if name != torn)
     assert unseal(place.read(whole)).writer == newer.run.writer
+
+
+def test_a_machine_takes_over_on_drive_also_before_the_first_save_is_there(tmp_path: Path) -> None:
+    place = Drive(tmp_path)
+    older, newer = place.machine(), place.machine()
+    for machine in (older, newer):
+        assert machine.resumed() is None
+        machine.run.claim()
+        machine.training = True  # has claimed
+    with pytest.raises(s8.RunFault, match="another machine"):
+        place.keep(older.until(1))
+    place.keep(newer.until(1))
+    assert place.machine().resumed() == 1

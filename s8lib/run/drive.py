@@ -97,8 +97,8 @@ class DriveFolder:
         """Name this training process in the manifest, if the save there is of its run: another one then stops."""
         there = self.manifest()
         if there.epoch <= here.epoch and not differences(there.identity, here.identity):
-            if there.checkpoints:
-                self._commit(writer=here.writer)
+            _make_folder(self.path)
+            self._commit(writer=here.writer)
             self._writer = here.writer
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
