@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from s8lib.hub_client import HubError, OutOfReach, usable_token
+from s8lib.hub_client import HubError, OutOfReach, check_repo_id, usable_token
 from s8lib.publish.export import Export
 from s8lib.report import write_log
 from s8lib.report.card import make_card
@@ -48,7 +48,10 @@ class HubPublisher(Copies):
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")
-        self.repo, self._exports = HubRepo(repo_id, usable_token(token), private), tuple[Export, ...]()
+        self.repo, self._exports = (
+            HubRepo(check_repo_id(repo_id), usable_token(token), private),
+            tuple[Export, ...](),
+        )
         super().__init__(self.repo, every, wait, FIRST_PAUSE)
         try:
             self.repo.check()
