@@ -36,12 +36,11 @@ from typing import NamedTuple
 
 import s8lib as s8
 from benchmarks.injection import AFTER, BEFORE, INSIDE, Fault, may_mount, mount, preload, small_disk
-from benchmarks.trial import KILLED, RECIPE, STOPPED, NotExact, Trial, learn
+from benchmarks.trial import HITS, KILLED, RECIPE, STOPPED, NotExact, Trial, learn
 from s8lib.run.drive import MANIFESTS, DriveFolder
 from s8lib.run.reading import RunReader
 from s8lib.run.save import CONFIG, LOG, MANIFEST, WEIGHTS
 
-HITS = 4  # faults of a trial, one a process
 YEAR = 365 * 24 * 3600
 
 

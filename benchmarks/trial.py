@@ -26,6 +26,7 @@ from s8lib.run.folder import RunFolder
 from s8lib.run.reading import RunReader
 from s8lib.run.save import CONFIG, KEEP, LOG, WEIGHTS, Manifest, RunError, holds
 
+HITS = 6  # faults of a trial, at most, one a process
 LIMIT = 120  # seconds that a process may take
 KILLED, STOPPED = -signal.SIGKILL, -signal.SIGSTOP  # as exit codes
 # Seven epochs of two steps; new best weights come with the first, the third and the fourth.
@@ -90,7 +91,7 @@ class Trial:
     ) -> None:
         self.data, self.random = data, random or Random(0)
         self.operations, self.expected = operations or {}, expected or {}
-        self.turn = 4 * number
+        self.turn = HITS * number
         self.disk, self.drive, self.with_drive = folder / "disk", folder / "My Drive" / "run", False
         self.drive.parent.mkdir(parents=True)
         self.recipe = folder / "recipe.json"
@@ -102,20 +103,20 @@ class Trial:
         operations = list(self.operations[where])
         if fields.get("moment") == INSIDE:
             operations = [operation for operation in operations if operation.startswith("write ")]
-        return self._at(operations, where, self.random.choice((1, 1, 2, 3)), **fields)
+        return self._at(operations, where, 2, **fields)
 
     def a_stop(self, where: str, begun: str) -> Fault:
         """A fault that stops a process after the operation `begun`, when it has still to save."""
         operations = list(self.operations[where])
         operations = operations[operations.index(begun) :]
         operations = [operation for operation in operations if self.operations[where][operation]]
-        stop = self._at(operations, where, 1, moment=AFTER, signal=signal.SIGSTOP)
-        return stop._replace(nth=self.random.randint(1, max(1, self.operations[where][stop.operation] - 2)))
+        return self._at(operations, where, RECIPE.epochs, moment=AFTER, signal=signal.SIGSTOP)
 
-    def _at(self, operations: list[str], where: str, nth: int, **fields: Any) -> Fault:
+    def _at(self, operations: list[str], where: str, most: int, **fields: Any) -> Fault:
         self.turn += 1
-        folder = self.drive if where == "drive" else self.disk
-        return Fault(folder, operations[self.turn % len(operations)], nth, **fields)
+        operation = operations[self.turn % len(operations)]
+        nth = self.random.randint(1, max(1, min(most, self.operations[where][operation] - 2)))
+        return Fault(self.drive if where == "drive" else self.disk, operation, nth, **fields)
 
     def start(self, fault: Fault | None = None, disk: Path | None = None) -> Process:
         """Give the command that trains, or goes on."""
@@ -185,9 +186,10 @@ class Trial:
     def _check_drive(self, here: Manifest) -> None:
         there = DriveFolder(self.drive).manifest()
         files = (str(path.relative_to(self.drive)) for path in self.drive.rglob("*") if path.is_file())
-        names = sorted(name.replace("best.new/", "best/") for name in files)  # either may be where they are
-        if names != sorted([*there.files, *MANIFESTS]):
-            raise NotExact(f"on the Drive are {names}, in its manifest {sorted(there.files)}")
+        names = [name.replace("best.new/", "best/") for name in files]  # either may be where they are
+        lasting = {"recipe.json", "environment.json"}  # damaged, they stay until a training writes them anew
+        if left := Counter(names) - Counter([*there.files, *MANIFESTS, *lasting]):
+            raise NotExact(f"on the Drive beside its manifest: {left}")
         ours = {here.checkpoints[RECIPE.epochs], *here.best(), LOG}
         if wrong := [name for name in ours if not holds(RunReader(self.drive).find(name), here.files[name])]:
             raise NotExact(f"not the same on the Drive: {wrong}")
@@ -277,9 +279,9 @@ def learn(folder: Path, data: s8.Cifar100) -> tuple[dict[str, dict[str, int]], d
             trial.expected = outcome(trial.disk)
             trial.check()
             trace.seek(0)
-            text = _general(trace.read())
-        first = Counter(text[:size].splitlines())
-        operations[where] = {operation: first[operation] for operation in dict.fromkeys(text.splitlines())}
+            text = trace.read()
+        first, every = (_general(part).splitlines() for part in (text[:size], text))
+        operations[where] = dict.fromkeys(every, 0) | Counter(first)
     return operations, trial.expected
 
 
