@@ -256,7 +256,10 @@ class RunFolder(RunReader):
             free, reason = shutil.disk_usage(self.path).free, " ".join(str(error).split())
             if free < needed or getattr(error, "errno", None) in FULL:
                 reason = f"the disk is full ({free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed)"
-            shutil.rmtree(new, ignore_errors=True)
+            with contextlib.suppress(
+                OSError, RunError
+            ):  # what the manifest names stays, for the next start to move
+                self._settle()
             raise RunFault(f"{what} cannot be saved: {reason}; {how_to_go_on(self)}") from error
 
 
