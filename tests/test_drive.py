@@ -278,7 +278,7 @@ def test_a_damaged_newest_checkpoint_on_drive_is_passed_over(
     machine: Callable[..., Machine], kept: Path, damage: str
 ) -> None:
     old = machine()
-    old.save(1, 2, 3, best_at=(2, 3))
+    old.save(1, 2, 3, best_at=(1, 3))
     old.run.sync()
     newest = kept / "run" / "checkpoints" / "epoch_003.pt"
     if damage == "truncated":

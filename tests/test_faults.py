@@ -109,3 +109,37 @@ def test_a_machine_takes_over_on_drive_also_before_the_first_save_is_there(tmp_p
         place.keep(older.until(1))
     place.keep(newer.until(1))
     assert place.machine().resumed() == 1
+
+
+def test_best_weights_that_never_reached_drive_come_back_from_an_older_checkpoint(tmp_path: Path) -> None:
+    def before(call: Call) -> None:
+        if call.name == "write" and "best" in call.path.parent.name:
+            fails(errno.ENOTCONN, call.path)
+
+    place = Drive(tmp_path)
+    machine = place.machine().until(6)
+    place.keep(machine)
+    with FaultyDrive(place.folder.parent, before).installed():
+        for epoch in (7, 8):  # the best one is 7
+            place.keep(machine.until(epoch))
+    new = place.machine()
+    assert new.resumed() == 8
+    assert new.run.checkpoint(7)
+
+
+def test_the_older_machine_stops_though_its_last_write_comes_after_the_takeover(tmp_path: Path) -> None:
+    place = Drive(tmp_path)
+    older = place.machine().until(2)
+    place.keep(older)
+    late = [place.read(name) for name in MANIFESTS]
+    newer = place.machine()
+    assert newer.resumed() == 2
+    newer.run.claim()
+    newer.training = True  # has claimed
+    for name, text in zip(MANIFESTS, late, strict=True):
+        place.write(name, text)
+    place.keep(newer.until(3))
+    with pytest.raises(s8.RunFault, match="another machine"):
+        place.keep(older.until(3))
+    place.keep(newer.until(4))
+    assert place.machine().resumed() == 4

@@ -22,7 +22,7 @@ from torch import nn
 
 import s8lib as s8
 from s8lib.run.save import FORMAT, LOG, Manifest, content_of, replacing
-from tests.runs import Cut, assert_same_bits, outcome, recipe, small_model, train
+from tests.runs import RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, train
 from tests.saves import Machine, contents
 
 SHORT = recipe(epochs=2, phase1_epochs=1)
@@ -292,6 +292,9 @@ def test_a_full_disk_is_named_with_its_room_and_the_last_good_checkpoint(small_d
     assert "epoch 3 cannot be saved: the disk is full (" in str(raised.value)
     assert "the last good checkpoint is epoch 2" in str(raised.value)
     assert contents(machine.path) == before, "nothing half-written stays"
+    (small_disk / "holiday.mp4").write_bytes(bytes(os.stat(small_disk / "holiday.mp4").st_size + 8192))
+    with pytest.raises(s8.RunFault, match="this start cannot be saved: the disk is full .* epoch 2"):
+        s8.RunFolder(small_disk / "run").begin_session(RECIPE, {"device": "x" * 9000})
     (small_disk / "holiday.mp4").unlink()
     again = Machine(small_disk / "run")
     assert again.resumed() == 2

@@ -64,7 +64,9 @@ class DriveFolder:
         self._whole = ""  # the one of MANIFESTS that is known to hold it
         self._alike = False  # whether both do
         self._seen: dict[str, Content] = {}  # of files as last read
-        self._writer: str | None = None  # of the training process that saves here; None before `claim`
+        # Training processes that may have written the manifest: this one, and the one it took over from, whose
+        # last write may come late. None before `claim`.
+        self._writers: set[str] | None = None
         if not self.path.parent.is_dir():
             raise RunError(f"{self.path.parent} is not there: mount Google Drive before training")
 
@@ -90,7 +92,7 @@ class DriveFolder:
         there = self.manifest()
         if differing := differences(there.identity, new.identity):
             raise OSError(errno.EEXIST, f"{self.path} holds another run: {differing}")
-        if self._writer is not None and there.writer not in ("", new.writer, self._writer):
+        if self._writers is not None and there.writer not in self._writers:
             raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
 
     def claim(self, here: Manifest) -> None:
@@ -98,8 +100,8 @@ class DriveFolder:
         there = self.manifest()
         if there.epoch <= here.epoch and not differences(there.identity, here.identity):
             _make_folder(self.path)
+            self._writers = {"", there.writer, here.writer}
             self._commit(writer=here.writer)
-            self._writer = here.writer
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Copy a file from the Drive to `target`, in one piece, if it is the one."""
@@ -177,7 +179,7 @@ class DriveFolder:
             self._send_best(source, best)
             changes |= {"files": files | best, "best_epoch": new.best_epoch}
         self._commit(**changes)
-        self._writer = new.writer
+        self._writers = self._writers or {"", new.writer}
 
     def _send_best(self, source: Path, best: dict[str, Content]) -> None:
         """New weights never take the place of those that the manifest on the Drive names."""
@@ -203,7 +205,7 @@ class DriveFolder:
         manifest = dataclasses.replace(self._manifest, **changes)
         if manifest == self._manifest and self._whole and self._alike:
             return
-        ours = {self._manifest.writer, manifest.writer}
+        ours = {self._manifest.writer, manifest.writer, *(self._writers or ())}
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
         text = manifest.seal()
         content = Content(len(text), hashlib.sha256(text).hexdigest())

@@ -136,16 +136,17 @@ class RunFolder(RunReader):
         return checkpoint
 
     def begin_session(self, recipe: Recipe, settings: Mapping[str, Any]) -> None:
-        """Write what a reader of the folder needs, once a start or resume, and `claim` the run."""
-        self.write_json("recipe.json", recipe.to_dict())
-        self.write_json(
-            "environment.json", [*self.sessions(), {"from_epoch": self.manifest().epoch + 1, **settings}]
-        )
+        """Write what a reader needs, once a start or resume, and `claim` the run; RunFault as `save`."""
+        session = {"from_epoch": self.manifest().epoch + 1, **settings}
+        with self._writing("this start"):
+            self.write_json("recipe.json", recipe.to_dict())
+            self.write_json("environment.json", [*self.sessions(), session])
         self.claim()
 
     def claim(self) -> None:
         """From now on this process saves here: another one that still trains this run stops at its next save."""
-        self._commit(dataclasses.replace(self.manifest(), writer=self.writer))
+        with self._writing("this start"):
+            self._commit(dataclasses.replace(self.manifest(), writer=self.writer))
         for copies in self.copies:
             copies.claim(self)
 
@@ -184,7 +185,7 @@ class RunFolder(RunReader):
     def renew(self, write: Write, best_epoch: int | None = None) -> None:
         """Replace files of the newest save; `write` puts them into the folder it is given, in their places."""
         manifest = self.manifest()
-        with self._staging("what was damaged", 0) as new:
+        with self._staging("what was damaged") as new:
             write(new)
             self.install(dataclasses.replace(manifest, best_epoch=best_epoch or manifest.best_epoch))
 
@@ -244,21 +245,26 @@ class RunFolder(RunReader):
         sync(target.parent)
 
     @contextlib.contextmanager
-    def _staging(self, what: str, needed: int) -> Iterator[Path]:
-        """An empty folder for new files. What a disk refuses is a RunFault, and nothing half-written stays."""
+    def _staging(self, what: str, needed: int = 0) -> Iterator[Path]:
+        """An empty folder for new files, of which nothing half-written stays."""
         new = self.path / NEW
         shutil.rmtree(new, ignore_errors=True)
-        try:
+        with self._writing(what, needed):
             for folder in ("checkpoints", "best"):
                 (new / folder).mkdir(parents=True)
             yield new
+
+    @contextlib.contextmanager
+    def _writing(self, what: str, needed: int = 0) -> Iterator[None]:
+        """Make a RunFault of what the disk refuses; `needed` are the bytes that are to be written."""
+        try:
+            yield
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for it, among others
             free, reason = shutil.disk_usage(self.path).free, " ".join(str(error).split())
             if free < needed or getattr(error, "errno", None) in FULL:
-                reason = f"the disk is full ({free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed)"
-            with contextlib.suppress(
-                OSError, RunError
-            ):  # what the manifest names stays, for the next start to move
+                room = f", {needed / 1e6:.0f} MB needed" if needed else ""
+                reason = f"the disk is full ({free / 1e6:.0f} MB free{room})"
+            with contextlib.suppress(OSError, RunError):  # the next start tries again
                 self._settle()
             raise RunFault(f"{what} cannot be saved: {reason}; {how_to_go_on(self)}") from error
 

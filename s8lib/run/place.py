@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.save import CHECKPOINT, LOG, NEW, WEIGHTS, Content, Manifest, RunError, differences, holds
 
 if TYPE_CHECKING:
@@ -89,12 +91,12 @@ def bring(place: Place, run: RunFolder, newest: int, identity: Mapping[str, Any]
     for epoch, name in there.checkpoints.items():
         if epoch <= newest:
             break
-        if not _bring(place, run, name, there.files[name]):
-            run.say(f"{title}: {name} is damaged there: passed over")
-            continue
-        taken = taken or epoch
-        if there.best_epoch is None or there.best_epoch <= epoch:
-            break  # else best is of a lost epoch, and that before it may be in an older checkpoint only
+        if _bring(place, run, name, there.files[name]):
+            taken = best_of_log = epoch
+            with contextlib.suppress(RunError):  # a stranger's checkpoint: `resume` says so
+                best_of_log = Checkpoint.load(run.path / NEW / name).epoch_log.best.epoch
+            break
+        run.say(f"{title}: {name} is damaged there: passed over")
     if not taken:
         if newest == 0 and there.checkpoints:
             raise RunError(
@@ -106,10 +108,10 @@ def bring(place: Place, run: RunFolder, newest: int, identity: Mapping[str, Any]
     wanted = best if best_epoch else {}
     brought = {name for name, content in wanted.items() if _bring(place, run, name, content)}
     if WEIGHTS not in brought:  # a config.json that is damaged there is written anew
-        if best_epoch and (holder := there.checkpoints.get(best_epoch)):
-            _bring(place, run, holder, there.files[holder])
         best_epoch = here.best_epoch
         shutil.rmtree(run.path / NEW / "best", ignore_errors=True)
+    if best_of_log not in (best_epoch, taken) and (holder := there.checkpoints.get(best_of_log)):
+        _bring(place, run, holder, there.files[holder])  # has the best weights too
     small = {name: c for name, c in there.files.items() if name not in best and not CHECKPOINT.fullmatch(name)}
     lost = [name for name, content in small.items() if not _bring(place, run, name, content)]
     lost += sorted(wanted.keys() - brought)
