@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import s8lib as s8
 from s8lib.data.batches import plan_epoch
 from s8lib.machine.ranks import ALONE
-from s8lib.session import make_optimizer
+from s8lib.optimizer import make_optimizer
 from s8lib.trainer import loss_function, train_epoch, try_out  # the loop itself: a copy would prove nothing
 
 
@@ -34,7 +34,7 @@ class TrainerLoop:
         layout = torch.channels_last if channels_last else torch.contiguous_format
         model.to(device=device, memory_format=layout)  # type: ignore[call-overload]
         self.recipe, self.images, self.model = recipe, steps * recipe.batch_size, model
-        self.optimizer = make_optimizer(recipe, model, device)
+        self.optimizer = make_optimizer(recipe, model, device, precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         network = model if channels_last else _NCHW(model)
         self.device, self.loss_of = device, loss_function(network, train_set, device, precision)

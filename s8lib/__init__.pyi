@@ -18,6 +18,7 @@ from s8lib.inference import predict as predict
 from s8lib.machine.device import DeviceError as DeviceError
 from s8lib.metrics import Metrics as Metrics
 from s8lib.metrics import evaluate as evaluate
+from s8lib.models.networks import ResNet11 as ResNet11
 from s8lib.models.networks import ResNet42 as ResNet42
 from s8lib.models.networks import WideResNet as WideResNet
 from s8lib.models.networks import build_model as build_model

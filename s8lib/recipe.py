@@ -13,12 +13,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic.dataclasses
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from s8lib.validation import BadInput, check, read_json, refusing, short
+
+
+WHOLE = 1e-6  # cycles: so far from a whole number of them is a rounding error of `stretched`
 
 
 class RecipeError(BadInput):
@@ -105,6 +108,10 @@ class Recipe:
     value stands for both. `image_size` (pixels) is the side that training images are shrunk to: a phase of smaller
     images costs less time. `patience` (epochs, None for never) is counted within a cycle: see `out_of_patience`.
 
+    `anneal` "linear" takes the rate in one line from the end of the warm-up to `lr_final` at the end of the run,
+    without restarts. `optimizer` "muon" trains convolutions by Muon, with the peak rate `muon_lr` where the others
+    have `lr_peak`, and decays linear layers only.
+
     Raises:
         RecipeError: for a value no run can be trained with; the message names the field.
     """
@@ -121,6 +128,9 @@ class Recipe:
     lr_final: Rate = 1e-5
     warmup_epochs: Annotated[float, Field(ge=0)] = 5
     cycle_epochs: Annotated[float, Field(gt=0, le=1e6)] = 25
+    anneal: Literal["cosine", "linear"] = "cosine"
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    muon_lr: Rate = 0.13
     momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: Rate = 1e-3
@@ -168,11 +178,18 @@ class Recipe:
         # 1) warm-up: linear, inside the first cycle
         if epoch < self.warmup_epochs:
             return self.lr_start + (self.lr_peak - self.lr_start) * epoch / self.warmup_epochs
+        if self.anneal == "linear":
+            passed = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
+            return self.lr_peak + (self.lr_final - self.lr_peak) * passed
         # 2) phase 1: cosine annealing with warm restarts
         if self.phase(epoch) == 1:
-            return _cosine(self.lr_peak, self.lr_floor, epoch % self.cycle_epochs / self.cycle_epochs)
-        # 3) phase 2: one cosine, from the rate phase 1 hands over
-        handover = _cosine(self.lr_peak, self.lr_floor, self.phase1_epochs % self.cycle_epochs / self.cycle_epochs)
+            # At a restart, which may be no float, the cycle is the new one.
+            begin = self.cycle_epochs * math.floor(epoch / self.cycle_epochs + 1e-12)
+            return _cosine(self.lr_peak, self.lr_floor, (epoch - begin) / self.cycle_epochs)
+        # 3) phase 2: one cosine, from the rate phase 1 hands over, which is the peak after whole cycles
+        cycles = self.phase1_epochs / self.cycle_epochs
+        progress = 0.0 if abs(cycles - round(cycles)) < WHOLE else cycles % 1
+        handover = _cosine(self.lr_peak, self.lr_floor, progress)
         return _cosine(handover, self.lr_final, (epoch - self.phase1_epochs) / (self.epochs - self.phase1_epochs))
 
     def phase(self, epoch: float) -> int:
@@ -182,7 +199,7 @@ class Recipe:
     @property
     def restarts(self) -> tuple[float, ...]:
         """The epochs at which the learning rate jumps back to its peak."""
-        count = math.ceil(self.phase1_epochs / self.cycle_epochs)
+        count = math.ceil(self.phase1_epochs / self.cycle_epochs - WHOLE) if self.anneal == "cosine" else 0
         return tuple(self.cycle_epochs * k for k in range(1, count))
 
     def out_of_patience(self, accuracy: Sequence[float]) -> bool:
@@ -200,21 +217,25 @@ class Recipe:
     def stretched(self, factor: float) -> Recipe:
         """The same recipe with every count of epochs multiplied by `factor`, its curves keeping their shape.
 
-        Counts that have to be whole (run, phase 1, patience) are rounded. Patience is never shortened: noise
-        from one epoch to the next does not shrink with the run.
+        Counts that have to be whole (run, phase 1, patience) are rounded; warm-up and cycles then fill phase 1 as
+        before. Where both phases fit, none is lost. Patience is never shortened: noise from one epoch to the next
+        does not shrink with the run.
         """
         if not 0 < factor <= 100_000:
             raise RecipeError(f"cannot stretch by {short(factor)}: the factor must be above 0 and at most 100000")
         epochs = max(1, round(self.epochs * factor))
         phase1_epochs = min(epochs, round(self.phase1_epochs * factor))
+        if epochs > 1 and 0 < self.phase1_epochs < self.epochs:
+            phase1_epochs = min(max(1, phase1_epochs), epochs - 1)
+        scale = phase1_epochs / self.phase1_epochs if phase1_epochs else factor
         name = self.name if epochs == self.epochs else f"{re.sub('-[0-9]+ep$', '', self.name)}-{epochs}ep"
         return dataclasses.replace(
             self,
             name=name,
             epochs=epochs,
             phase1_epochs=phase1_epochs,
-            warmup_epochs=min(_whole(self.warmup_epochs * factor), phase1_epochs),
-            cycle_epochs=_whole(self.cycle_epochs * factor),
+            warmup_epochs=min(_whole(self.warmup_epochs * scale), phase1_epochs),
+            cycle_epochs=_whole(self.cycle_epochs * scale),
             patience=self.patience and min(100_000, max(self.patience, round(self.patience * factor))),
         )
 

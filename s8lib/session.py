@@ -41,21 +41,6 @@ def check_fit(
         raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
 
 
-def make_optimizer(recipe: Recipe, model: Network, device: torch.device) -> torch.optim.SGD:
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.at(0).lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        fused=device.type in ("cuda", "cpu"),
-    )
-    for parameter in model.parameters():
-        # Left to itself, fused SGD takes uninitialised memory, and keeps it if the first fp16 step overflows.
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
-
-
 def claim(
     run: RunFolder | None, identity: dict[str, Any], stack: contextlib.ExitStack
 ) -> Checkpoint | RunError | None:

@@ -34,6 +34,7 @@ from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
+from s8lib.optimizer import make_optimizer
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.copies import Copies
@@ -43,7 +44,6 @@ from s8lib.run.save import RunError, RunFault, identity_of
 from s8lib.session import (
     check_fit,
     claim,
-    make_optimizer,
     restore,
     restoring_the_start,
     telling_how_to_go_on,
@@ -51,6 +51,7 @@ from s8lib.session import (
 )
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
+STARTS_FROM = 5000  # training images that a network may take first weights from
 LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
@@ -129,7 +130,7 @@ def train(
             raise saved
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = make_optimizer(recipe, model, device)
+        optimizer = make_optimizer(recipe, model, device, precision)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         log = restore(saved, model, optimizer, scaler, run) if saved else EpochLog()
         if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
@@ -137,6 +138,8 @@ def train(
             return log
         stack.enter_context(restoring_the_start(model, log))
         stack.enter_context(telling_how_to_go_on(run, say))
+        if not log:
+            model.start_from(augment.normalize(train_set.images[:STARTS_FROM].to(device).float() / 255))
 
         network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         if ranks.world > 1:
@@ -232,7 +235,7 @@ def train_epoch(
     bar = progress_bar(range(plan.steps), f"epoch {plan.epoch + 1}/{plan.recipe.epochs}", shown=ranks.first)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = plan.lr(step)
+            group["lr"] = plan.lr(step) * group.get("lr_factor", 1)
         loss, hit = loss_of(plan.batch(step, ranks))
         scaler.scale(loss).backward()
         scaler.step(optimizer)

@@ -137,6 +137,9 @@ def test_seed_100_is_the_seeds_table() -> None:
         "cycle_epochs": 25,
         "momentum": 0.9,
         "nesterov": False,
+        "anneal": "cosine",
+        "optimizer": "sgd",
+        "muon_lr": 0.13,
         "weight_decay": 0.001,
         "label_smoothing": 0.1,
         "dropout": [0.3, 0.2],
@@ -176,10 +179,22 @@ def test_stretching_by_any_factor_gives_a_recipe_that_can_be_trained(name: str, 
     assert s8.Recipe.from_dict(recipe.to_dict()) == recipe
 
 
-def test_stretching_puts_restarts_on_the_epochs_they_fall_on() -> None:
-    for percent in range(8, 400, 4):  # 25 epochs times percent / 100 is whole, though not always in floats
-        restarts = s8.SEED_100.stretched(percent / 100).restarts
-        assert restarts == (percent // 4, percent // 2)
+@pytest.mark.parametrize("cycle", range(10, 61))
+def test_a_stretched_recipe_has_the_same_restarts_and_rates_at_the_same_places_of_its_phases(cycle: int) -> None:
+    recipe = s8.Recipe(cycle_epochs=cycle)
+    phase2 = recipe.epochs - recipe.phase1_epochs
+    for epochs in range(2, 401):
+        stretched = recipe.stretched(epochs / recipe.epochs)
+        begin = stretched.phase1_epochs
+        assert len(stretched.restarts) == len(recipe.restarts)
+        assert stretched.at(begin).lr == pytest.approx(recipe.at(recipe.phase1_epochs).lr, rel=1e-6)
+        for part in (0.03, 0.21, 0.49, 0.73, 0.98):
+            there, here = stretched.at(part * begin), recipe.at(part * recipe.phase1_epochs)
+            assert there.lr == pytest.approx(here.lr, rel=1e-6)
+            there = stretched.at(begin + part * (epochs - begin))
+            assert there.lr == pytest.approx(recipe.at(recipe.phase1_epochs + part * phase2).lr, rel=1e-6)
+        for restart in stretched.restarts:
+            assert stretched.at(restart).lr == pytest.approx(recipe.lr_peak)
 
 
 def test_rounding_in_a_stretch_does_not_count_the_cycle_before() -> None:
@@ -198,7 +213,6 @@ def test_quick_has_two_phases_and_ends_low() -> None:
     quick = s8.QUICK
     assert {quick.phase(epoch) for epoch in range(quick.epochs)} == {1, 2}
     assert quick.at(quick.epochs).lr < quick.lr_peak / 1000
-    assert quick.model.startswith("wrn-")
     assert {"seed-100": s8.SEED_100, "seed-200": s8.SEED_200, "quick": quick} == s8.PRESETS
 
 

@@ -15,8 +15,8 @@ import s8lib as s8
 from s8lib.data.batches import plan_epoch
 from s8lib.machine.ranks import ALONE
 from s8lib.models.weights import save_model
+from s8lib.optimizer import make_optimizer
 from s8lib.run.copies import Copies
-from s8lib.session import make_optimizer
 from s8lib.trainer import loss_function
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, timeless, train
 
@@ -263,7 +263,7 @@ def test_damaged_best_weights_come_back_from_the_checkpoint_of_their_epoch(
 def test_fp16_whose_first_step_overflows_starts_with_clean_momentum(tiny: s8.Cifar100) -> None:
     device = torch.device("cpu")
     model = small_model()
-    optimizer = make_optimizer(RECIPE, model, device)
+    optimizer = make_optimizer(RECIPE, model, device, "fp32")
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
     batch = plan_epoch(dataclasses.replace(RECIPE, batch_size=4), 0, 4, device).batch(0, ALONE)

@@ -1,104 +1,22 @@
-"""The two networks: WideResNet (arXiv:1605.07146) and the ResNet-42 of the seed's architecture section.
-
-Both are saved as `config.json` + `model.safetensors` and loaded with `from_pretrained`, always strictly.
-"""
+"""The networks: WideResNet (arXiv:1605.07146), the ResNet-42 of the seed's architecture section, and ResNet-11."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Annotated, Any, Self
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
-from pydantic import AfterValidator, Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from s8lib.hub_client import one_line
-from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly
-from s8lib.validation import check, read_json
+from s8lib.models.network import Config, Network
+from s8lib.models.weights import ModelError
+from s8lib.validation import check
 
+LOGIT_SCALE = 0.139  # of ResNet-11
+WHITENING_EPS = 5e-4  # added to the variance of a patch along each direction
 LARGEST = 2e9  # parameters, 8 GB of them
-HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-
-
-def _six_n_plus_4(depth: int) -> int:
-    if depth % 6 != 4:
-        raise ValueError("a WideResNet has 6n+4 layers, such as 10, 16, 22, 28 or 40")
-    return depth
-
-
-class Config(TypedDict, total=False):
-    """What config.json may hold; other keys are ignored, as in every config of the Hub.
-
-    `depth` and `widen_factor` are a WideResNet's alone.
-    """
-
-    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]
-    widen_factor: Annotated[int, Field(ge=1, le=1000)]
-    num_classes: Annotated[int, Field(ge=1, le=100_000)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-
-
-class Network(nn.Module, PyTorchModelHubMixin):
-    """What both networks share: their name, their dropout knob, and strict loading.
-
-    `from_pretrained(folder_or_repo)` returns the network in eval mode with exactly the saved weights.
-    The mixin's own default is not strict: it leaves missing weights at random values without a word.
-    """
-
-    name: str
-    config: Config
-
-    def set_dropout(self, p: float) -> None:
-        """Set the dropout probability inside every block, in place."""
-        for module in self.modules():
-            if isinstance(module, WideBlock):
-                module.dropout.p = p
-
-    def refuse_other_classes(self, number: int) -> None:
-        """Raise ModelError unless the network tells `number` classes apart."""
-        if self.config["num_classes"] != number:
-            raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {number}")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        map_location: str | torch.device = "cpu",
-        strict: bool = True,
-        **options: Any,
-    ) -> Self:
-        """The network in a folder or a Hub repository; `options` are the mixin's, and values for the config's.
-
-        Raises:
-            ModelError: config or weights cannot be read, are out of bounds, do not fit each other, or are those
-                of the other network.
-        """
-        if not strict:
-            raise ModelError("strict=False would leave missing weights at random values: weights load strictly")
-        source = str(pretrained_model_name_or_path)
-        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        config = read_json(Config, _file_of(source, CONFIG, **hub), ModelError)
-        kind: Any = WideResNet if config.keys() & {"depth", "widen_factor"} else ResNet42
-        if not issubclass(kind, cls):
-            raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
-        with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
-            model = kind(**config | options)
-        file = _file_of(source, SAFETENSORS, **hub)
-        try:
-            weights = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read the weights {file}: {error}") from error
-        load_strictly(model, weights, str(file), assign=True)
-        return model.to(map_location).eval()
 
 
 class WideBlock(nn.Module):
@@ -135,6 +53,8 @@ class WideResNet(Network):
         ModelError: for a depth that is not 6n+4, another value out of bounds, or more than 2 billion parameters.
     """
 
+    model_type = "wide-resnet"
+
     def __init__(
         self, depth: int = 28, widen_factor: int = 10, num_classes: int = 100, dropout: float = 0.0
     ) -> None:
@@ -160,6 +80,11 @@ class WideResNet(Network):
         out = self.block3(self.block2(self.block1(self.conv1(x))))
         out = F.relu(self.bn1(out))
         return self.fc(F.adaptive_avg_pool2d(out, 1).flatten(1))
+
+    def set_dropout(self, p: float) -> None:
+        for module in self.modules():
+            if isinstance(module, WideBlock):
+                module.dropout.p = p
 
 
 class BasicBlock(nn.Module):
@@ -193,10 +118,12 @@ class ResNet42(Network):
         ModelError: for a value out of bounds.
     """
 
+    model_type = "resnet-42"
+
     def __init__(self, num_classes: int = 100, dropout: float = 0.512) -> None:
         super().__init__()
         self.config = check(Config, {"num_classes": num_classes, "dropout": dropout}, ModelError)
-        self.name = "resnet-42"
+        self.name = self.model_type
         self.conv1 = _conv3x3(3, 64, 1)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU()
@@ -215,21 +142,77 @@ class ResNet42(Network):
         return self.fc(self.dropout(self.pool(out).flatten(1)))
 
 
-def build_model(
-    name: str, num_classes: int = 100, dropout: float = 0.0, seed: int | None = None
-) -> WideResNet | ResNet42:
-    """Build `wrn-D-K` or `resnet-42` by name, with fresh weights.
+class ConvGroup(nn.Module):
+    """One of ResNet-11's: a convolution, max-pooling, and a residual branch of two convolutions."""
+
+    def __init__(self, widths: tuple[int, int, int], first: int, a: int, b: int) -> None:
+        super().__init__()
+        before, width, middle = widths
+        self.conv, self.bn = _dirac(before, width, first), _shift(width)
+        self.conv_a, self.bn_a = _dirac(width, middle, a), _shift(middle)
+        self.conv_b, self.bn_b = _dirac(middle, width, b), _shift(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv.kernel_size == (2, 2):
+            x = F.pad(x, (1, 0, 1, 0))  # as many pixels out as in
+        x = F.silu(self.bn(F.max_pool2d(self.conv(x), 2)))
+        return x + F.silu(self.bn_b(self.conv_b(F.silu(self.bn_a(self.conv_a(x))))))
+
+
+class ResNet11(Network):
+    """A network of 8.6 million parameters that learns in a few epochs.
+
+    In the line of D. Page's ResNet-9 (DAWNBench, 2018) and of K. Jordan's network for CIFAR-10 (arXiv:2404.00498):
+    a fixed 2x2 convolution that whitens the patches of the training images, three groups of three convolutions
+    that begin as the identity, global max and mean, a linear layer.
 
     Args:
-        dropout: inside the blocks; `resnet-42` has none there and keeps its own before the head.
+        num_classes: width of the output, [N, num_classes] logits for [N, 3, 32, 32] images.
+    """
+
+    model_type = "resnet-11"
+
+    def __init__(self, num_classes: int = 100) -> None:
+        super().__init__()
+        config = {"model_type": self.model_type, "num_classes": num_classes}
+        self.config, self.name = check(Config, config, ModelError), self.model_type
+        self.whiten = nn.Conv2d(3, 24, 2)
+        self.group1 = ConvGroup((24, 64, 64), first=3, a=1, b=1)
+        self.group2 = ConvGroup((64, 256, 192), first=3, a=3, b=1)
+        self.group3 = ConvGroup((256, 768, 512), first=2, a=3, b=3)
+        self.fc = nn.Linear(768, num_classes, bias=False)
+        for parameter in self.whiten.parameters():
+            nn.init.zeros_(parameter)  # the weight until `start_from`
+        self.whiten.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.group3(self.group2(self.group1(F.silu(self.whiten(x)))))
+        return self.fc(x.amax((2, 3)) + x.mean((2, 3))) * LOGIT_SCALE
+
+    @torch.no_grad()
+    def start_from(self, images: Tensor) -> None:
+        """Whiten the 2x2 patches of `images`, unless these are weights that have been trained."""
+        if self.whiten.weight.any():
+            return
+        patches = F.unfold(images, 2).transpose(1, 2).reshape(-1, 12)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + WHITENING_EPS).sqrt()).T.reshape(12, 3, 2, 2)
+        self.whiten.weight.copy_(torch.cat([filters, -filters]))
+
+
+def build_model(name: str, num_classes: int = 100, dropout: float = 0.0, seed: int | None = None) -> Network:
+    """Build `wrn-D-K`, `resnet-42` or `resnet-11` by name, with fresh weights.
+
+    Args:
+        dropout: inside the blocks of a WideResNet; the others have none there, and `resnet-42` keeps its own.
         seed: makes the weights a function of it and leaves the global random state alone.
     Raises:
         ModelError: for a name that is neither, or a value out of bounds.
     """
     wide = re.fullmatch(r"wrn-([0-9]{1,9})-([0-9]{1,9})", str(name))
-    if not wide and name != "resnet-42":
+    if not wide and name not in ("resnet-42", "resnet-11"):
         raise ModelError(
-            f"there is no model {name!r}: use resnet-42, or wrn-D-K for a WideResNet such as wrn-28-10"
+            f"there is no model {name!r}: use resnet-42, resnet-11, or wrn-D-K for a WideResNet such as wrn-28-10"
         )
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
@@ -237,28 +220,30 @@ def build_model(
         if wide:
             return WideResNet(int(wide[1]), int(wide[2]), num_classes, dropout)
         check(Config, {"dropout": dropout}, ModelError)
-        return ResNet42(num_classes)
+        return ResNet42(num_classes) if name == "resnet-42" else ResNet11(num_classes)
 
 
-def load_model(source: str | Path, revision: str | None = None, device: str = "cpu") -> WideResNet | ResNet42:
-    """The network saved in a folder or a Hub repository, whichever of the two kinds it is, in eval mode.
+def load_model(source: str | Path, revision: str | None = None, device: str = "cpu") -> Network:
+    """The network saved in a folder or a Hub repository, whichever kind it is, in eval mode.
 
     Raises:
         ModelError: as `Network.from_pretrained`.
     """
-    return Network.from_pretrained(source, revision=revision, map_location=device)  # type: ignore[return-value]
+    return Network.from_pretrained(source, revision=revision, map_location=device)
 
 
-def _file_of(source: str, name: str, **hub_options: Any) -> Path:
-    """The file `name` of a saved model: in the folder `source`, or fetched from the Hub repository `source`."""
-    if os.path.isdir(source):  # which, unlike Path, answers for a name of 5,000 letters too
-        return Path(source, name)
-    try:
-        return Path(hf_hub_download(source, name, **hub_options))
-    except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version
-        raise ModelError(
-            f"{source} is no folder here and {name} cannot be had from the Hub: {one_line(error)}"
-        ) from error
+def _dirac(in_channels: int, out_channels: int, side: int) -> nn.Conv2d:
+    """A convolution that starts by passing on its input, in as many channels as there are."""
+    conv = nn.Conv2d(in_channels, out_channels, side, padding=side // 2 if side % 2 else 0, bias=False)
+    nn.init.dirac_(conv.weight[:in_channels].data)
+    return conv
+
+
+def _shift(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation without a trained scale, whose statistics follow fast: a run has few epochs."""
+    norm = nn.BatchNorm2d(channels, momentum=0.4)
+    norm.weight.requires_grad_(False)
+    return norm
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d:

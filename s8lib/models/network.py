@@ -1,0 +1,110 @@
+"""What every network of the library is: named, saved as `config.json` + `model.safetensors`, loaded strictly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from pydantic import AfterValidator, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from s8lib.hub_client import one_line
+from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly
+from s8lib.validation import read_json
+
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+
+
+def _six_n_plus_4(depth: int) -> int:
+    if depth % 6 != 4:
+        raise ValueError("a WideResNet has 6n+4 layers, such as 10, 16, 22, 28 or 40")
+    return depth
+
+
+class Config(TypedDict, total=False):
+    """What config.json may hold; other keys are ignored, as in every config of the Hub.
+
+    `depth` and `widen_factor` are a WideResNet's alone; of the others, `model_type` tells which one it is.
+    """
+
+    model_type: str
+    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]
+    widen_factor: Annotated[int, Field(ge=1, le=1000)]
+    num_classes: Annotated[int, Field(ge=1, le=100_000)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Network(nn.Module, PyTorchModelHubMixin):
+    """What all networks share: their name, their dropout knob, and strict loading.
+
+    `from_pretrained(folder_or_repo)` returns the network in eval mode with exactly the saved weights.
+    The mixin's own default is not strict: it leaves missing weights at random values without a word.
+    """
+
+    model_type: str
+    name: str
+    config: Config
+
+    def set_dropout(self, p: float) -> None:
+        """Set the dropout probability inside every block, in place; a network without such dropout has no knob."""
+
+    def start_from(self, images: Tensor) -> None:
+        """Set those of the first weights that follow from the training images, [N, 3, 32, 32] and normalised."""
+
+    def refuse_other_classes(self, number: int) -> None:
+        """Raise ModelError unless the network tells `number` classes apart."""
+        if self.config["num_classes"] != number:
+            raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {number}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: str | torch.device = "cpu",
+        strict: bool = True,
+        **options: Any,
+    ) -> Self:
+        """The network in a folder or a Hub repository; `options` are the mixin's, and values for the config's.
+
+        Raises:
+            ModelError: config or weights cannot be read, are out of bounds, do not fit each other, or are those
+                of the other network.
+        """
+        if not strict:
+            raise ModelError("strict=False would leave missing weights at random values: weights load strictly")
+        source = str(pretrained_model_name_or_path)
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        config = read_json(Config, _file_of(source, CONFIG, **hub), ModelError)
+        kinds: dict[str, Any] = {kind.model_type: kind for kind in Network.__subclasses__()}
+        usual = "wide-resnet" if config.keys() & {"depth", "widen_factor"} else "resnet-42"
+        kind = kinds.get(config.pop("model_type", usual), kinds[usual])
+        if not issubclass(kind, cls):
+            raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
+        with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
+            model = kind(**config | options)
+        file = _file_of(source, SAFETENSORS, **hub)
+        try:
+            weights = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read the weights {file}: {error}") from error
+        load_strictly(model, weights, str(file), assign=True)
+        return model.to(map_location).eval()
+
+
+def _file_of(source: str, name: str, **hub_options: Any) -> Path:
+    """The file `name` of a saved model: in the folder `source`, or fetched from the Hub repository `source`."""
+    if os.path.isdir(source):  # which, unlike Path, answers for a name of 5,000 letters too
+        return Path(source, name)
+    try:
+        return Path(hf_hub_download(source, name, **hub_options))
+    except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version
+        raise ModelError(
+            f"{source} is no folder here and {name} cannot be had from the Hub: {one_line(error)}"
+        ) from error

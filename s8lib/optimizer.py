@@ -1,0 +1,75 @@
+"""The optimizers: SGD as torch has it, and Muon for networks that learn in a few epochs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s8lib.machine.device import PRECISIONS
+from s8lib.recipe import Recipe
+
+MOMENTUM = 0.6  # Muon's
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the polynomial's coefficients, and
+ITERATIONS = 3  # how often it is applied
+
+
+def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device, precision: str) -> torch.optim.SGD:
+    """The recipe's optimizer for the trained parameters of `model`, its momentum at zero.
+
+    A group's `lr_factor` takes the recipe's learning rate to that of the group.
+    """
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    options: dict[str, Any] = {"lr": recipe.at(0).lr, "momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    optimizer: torch.optim.SGD
+    if recipe.optimizer == "sgd":
+        options |= {"weight_decay": recipe.weight_decay, "fused": device.type in ("cuda", "cpu")}
+        optimizer = torch.optim.SGD(trained, **options)
+    else:
+        vectors, matrices, banks = ([weight for weight in trained if weight.ndim == n] for n in (1, 2, 4))
+        groups: list[dict[str, Any]] = [
+            {"params": banks, "muon": True, "lr_factor": recipe.muon_lr / recipe.lr_peak},
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": vectors},
+        ]
+        optimizer = Muon(groups, PRECISIONS[precision], **options)
+    for weight in trained:
+        # Left to itself, fused SGD takes uninitialised memory, and keeps it if the first fp16 step overflows.
+        optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return optimizer
+
+
+class Muon(torch.optim.SGD):
+    """Muon (K. Jordan et al., 2024) for the groups marked `muon`, which hold convolutions, and SGD for the others.
+
+    A step of Muon goes along the nearest orthogonal matrix to the Nesterov momentum, each filter bank seen as a
+    matrix [out, in * height * width], whose norm is first set back to sqrt(out).
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], precision: torch.dtype, **options: Any) -> None:
+        super().__init__(groups, **options)
+        self.precision = precision  # to orthogonalise in
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for weight in group["params"] if group.get("muon") else ():
+                momentum = self.state[weight]["momentum_buffer"]
+                momentum.mul_(MOMENTUM).add_(weight.grad)
+                update = orthogonalised(weight.grad.add_(momentum, alpha=MOMENTUM), self.precision)
+                weight.mul_(len(weight) ** 0.5 / weight.norm()).add_(update, alpha=-group["lr"])
+                weight.grad = None  # so that SGD passes it over
+        return super().step(closure)
+
+
+def orthogonalised(bank: Tensor, precision: torch.dtype) -> Tensor:
+    """Roughly U V' of the singular value decomposition U S V' of `bank` [out, in, h, w], by Newton and Schulz."""
+    matrix = bank.flatten(1).to(precision)
+    matrix = matrix / (matrix.norm() + 1e-7)
+    wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return (wide if wide.shape == matrix.shape else wide.T).to(bank.dtype).view_as(bank)
