@@ -20,7 +20,6 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from s8lib.validation import BadInput, check, read_json, refusing, short
 
-
 WHOLE = 1e-6  # cycles: so far from a whole number of them is a rounding error of `stretched`
 
 

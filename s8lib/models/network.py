@@ -47,7 +47,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
     The mixin's own default is not strict: it leaves missing weights at random values without a word.
     """
 
-    model_type: str
+    model_type = ""  # in config.json, where the other keys do not tell
     name: str
     config: Config
 

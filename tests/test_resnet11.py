@@ -1,0 +1,150 @@
+"""ResNet-11 and Muon: a network and an optimizer for runs of a few epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import s8lib as s8
+from s8lib.data.augment import normalize
+from s8lib.optimizer import Muon, make_optimizer, orthogonalised
+from tests.runs import Cut, assert_same_bits, outcome, recipe, train
+
+CPU = torch.device("cpu")
+FAST = recipe(
+    model="resnet-11", epochs=4, phase1_epochs=2, optimizer="muon", anneal="linear", lr_peak=0.7, nesterov=True,
+    dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0), augmentation=("light", "light"), image_size=(20, 32),
+)  # fmt: skip
+
+
+def started(data: s8.Cifar100) -> Any:
+    model = s8.build_model("resnet-11", seed=0)
+    model.start_from(pixels(data))
+    return model
+
+
+def pixels(data: s8.Cifar100) -> torch.Tensor:
+    return normalize(data.train.images.float() / 255)
+
+
+# the network
+
+
+def test_it_has_eleven_layers_and_the_first_of_them_is_fixed() -> None:
+    model = s8.build_model("resnet-11")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 8_608_312
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert len(layers) == 11
+    assert [layer.weight.requires_grad for layer in layers] == [False] + [True] * 10
+
+
+def test_patches_of_the_training_images_come_out_white(tiny: s8.Cifar100) -> None:
+    whiten = started(tiny).whiten
+    with torch.no_grad():
+        out = whiten(pixels(tiny)).transpose(0, 1).flatten(1)
+    assert torch.equal(out[:12], -out[12:])
+    second_moments = out[:12] @ out[:12].T / out.shape[1]
+    off_diagonal = second_moments - second_moments.diag().diag()
+    assert off_diagonal.abs().max() < 1e-3
+    assert (second_moments.diag() < 1.001).all()
+    assert (second_moments.diag() > 0.5).sum() >= 6, "those directions whose variance is far above eps"
+
+
+def test_weights_that_have_been_trained_keep_their_first_layer(tiny: s8.Cifar100) -> None:
+    model = started(tiny)
+    before = model.whiten.weight.clone()
+    model.start_from(1 - pixels(tiny) ** 2)
+    assert torch.equal(model.whiten.weight, before)
+
+
+def test_convolutions_start_as_the_identity_and_keep_the_size() -> None:
+    group = s8.build_model("resnet-11").group3
+    x = torch.randn(2, 256, 7, 7)
+    padded = F.pad(x, (1, 0, 1, 0))
+    assert torch.equal(group.conv(padded)[:, :256], x)
+    assert group.eval()(x).shape == (2, 768, 3, 3)
+
+
+@pytest.mark.parametrize("side", [20, 24, 32])
+def test_it_takes_images_of_every_size_that_it_is_trained_with(side: int) -> None:
+    assert s8.build_model("resnet-11", 7)(torch.randn(2, 3, side, side)).shape == (2, 7)
+
+
+# the optimizer
+
+
+def test_a_step_of_muon_is_orthogonal_and_the_others_are_sgds(tiny: s8.Cifar100) -> None:
+    model = started(tiny)
+    optimizer = make_optimizer(FAST, model, CPU, "fp32")
+    reference = torch.optim.SGD([model.fc.weight], 0.1, 0.9, weight_decay=FAST.weight_decay, nesterov=True)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model(pixels(tiny)[:20]).square().sum().backward()
+    gradient = model.fc.weight.grad.clone()
+    optimizer.step()
+    after = model.fc.weight.detach().clone()
+    with torch.no_grad():
+        model.fc.weight.copy_(before["fc.weight"])
+    model.fc.weight.grad = gradient
+    reference.step()
+    assert torch.equal(model.fc.weight, after)
+    assert torch.equal(model.whiten.weight, before["whiten.weight"])
+    conv = before["group2.conv_b.weight"]
+    step = model.group2.conv_b.weight - conv * len(conv) ** 0.5 / conv.norm()
+    values = torch.linalg.svdvals(step.detach().flatten(1) / 0.1)
+    assert values.max() < 1.3
+    assert values.median() > 0.3
+
+
+@pytest.mark.parametrize("shape", [(8, 64, 3, 3), (64, 8, 1, 1)])
+def test_orthogonalising_pulls_singular_values_to_one_and_keeps_their_directions(shape: tuple[int, ...]) -> None:
+    bank = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(bank.flatten(1), full_matrices=False)
+    found = orthogonalised(bank, torch.float32)
+    assert found.shape == bank.shape
+    inner = u.T @ found.flatten(1) @ v.T
+    assert (inner.diag() - 1).abs().max() < 0.4
+    assert (inner - inner.diag().diag()).abs().max() < 1e-4
+
+
+def test_an_fp16_step_that_overflows_changes_nothing(tiny: s8.Cifar100) -> None:
+    model = started(tiny)
+    optimizer = make_optimizer(FAST, model, CPU, "fp16")
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    scaler.scale(model(pixels(tiny)[:4]).square().sum() * 1e30).backward()
+    scaler.step(optimizer)
+    assert isinstance(optimizer, Muon)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
+# a run
+
+
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    def model() -> Any:
+        return s8.build_model("resnet-11", seed=0)
+
+    train(tmp_path / "whole", tiny, recipe=FAST, model=model())
+    for epoch in (1, 3):
+        with pytest.raises(Cut):
+            train(tmp_path / "cut", tiny, cut_after=epoch, recipe=FAST, model=model())
+    log = train(tmp_path / "cut", tiny, recipe=FAST, model=model())
+    assert_same_bits(outcome(tmp_path / "cut"), outcome(tmp_path / "whole"))
+    assert [row.lr for row in log][-1] < 0.2
+    back = s8.load_model(tmp_path / "cut" / "best")
+    assert isinstance(back, s8.ResNet11)
+    assert s8.evaluate(back, tiny.test).top1 == log.best.test_acc
+
+
+def test_sgd_and_wide_networks_can_be_chosen_for_it_and_it_for_them(tiny: s8.Cifar100) -> None:
+    short = dataclasses.replace(FAST, epochs=1, phase1_epochs=1, warmup_epochs=0)
+    train(None, tiny, recipe=short, model=s8.build_model("wrn-10-1"))
+    train(None, tiny, recipe=dataclasses.replace(short, optimizer="sgd", lr_peak=0.05), model=started(tiny))
