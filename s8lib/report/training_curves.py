@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from s8lib.machine.progress import in_notebook
@@ -101,7 +100,6 @@ class CurvesPlot:
         (self._drop,) = accuracy.plot([], [], color=RED, linewidth=1.2)
         (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
         self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
-        self.moving: list[Artist] = [*self._lines.values(), self._lr, self._drop, self._star, self._label]
         shown = {"test": "test_acc", "train": "train_acc"}
         shown |= {} if log[0].holdout_acc is None else {"held-out": "holdout_acc"}
         lines = [self._lines[name] for name in shown.values()]
