@@ -20,7 +20,7 @@ from s8lib.inference import PREPARATION
 from s8lib.metrics import wilson_interval
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import Epoch, EpochLog, selector
+from s8lib.run.log import Epoch, EpochLog
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -61,8 +61,7 @@ def make_card(
     """
     log, recipe, sessions = log or run.log(), run.recipe(), run.sessions()
     best = log[run.best_weights()[0] - 1]
-    identity, session = run.manifest().identity, sessions[-1] if sessions else {}
-    is_cifar = identity is not None and identity["data"]["sha256"] == CIFAR100_FINGERPRINT
+    session, is_cifar = sessions[-1] if sessions else {}, run.data_fingerprint == CIFAR100_FINGERPRINT
     data = "CIFAR-100" if is_cifar else f"other data ({session.get('data', 'unnamed')})"
     test_images = 10_000 if is_cifar else session.get("test_images")
     values = {name: value if isinstance(value, list) else [value] for name, value in recipe.to_dict().items()}
@@ -84,7 +83,6 @@ def make_card(
         log=log,
         best=best,
         final=log[-1],
-        chosen_on=selector(best.holdout_acc is not None),
         interval=interval,
         machines=_machines(sessions),
         files=[path.name for path in run.path.iterdir()],

@@ -12,7 +12,7 @@ from s8lib.machine.progress import in_notebook
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
 from s8lib.report.knobs import mark_phases, moments, plot_lr
-from s8lib.run.log import EpochLog, selector
+from s8lib.run.log import EpochLog
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
 PLANNED = "#9A9A9A"  # the learning rate that is still to come
@@ -30,7 +30,7 @@ def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure
     batches = "augmented, mixed-up batches" if any(recipe.mixup_alpha) else "augmented batches"
     explanation = (
         f"Train is measured on {batches} while the network changes: not comparable with test.\n"
-        f"The best epoch is chosen on {selector(log[0].holdout_acc is not None)}."
+        f"The best epoch is chosen on {log.chosen_on}."
     )
     figure.supxlabel(explanation, fontsize=8.5, color=FAINT)
     return figure

@@ -75,6 +75,11 @@ class EpochLog:
         return max(self.rows, key=lambda row: row.selection_acc)
 
     @property
+    def chosen_on(self) -> str:
+        """What chooses the best epoch, in words for people."""
+        return selector(self.rows[0].holdout_acc is not None)
+
+    @property
     def minutes(self) -> float:
         """What all epochs took together, evaluation included."""
         return sum(row.seconds for row in self.rows) / 60
@@ -94,7 +99,7 @@ class EpochLog:
         final, best = self.rows[-1], self.best
         return (
             f"final epoch {final.epoch}: {final.test_acc:.2f}% top-1 on the test set; "
-            f"best epoch {best.epoch}: {best.test_acc:.2f}%, chosen on {selector(best.holdout_acc is not None)}; "
+            f"best epoch {best.epoch}: {best.test_acc:.2f}%, chosen on {self.chosen_on}; "
             f"{self.minutes:.1f} minutes"
         )
 
