@@ -150,8 +150,7 @@ def data_of(run: RunFolder, say: Callable[[str], None] = print) -> Cifar100:
     Raises:
         RunError: it was neither.
     """
-    identity = run.manifest().identity
-    on_cifar = identity is None or identity["data"].get("sha256") == CIFAR100_FINGERPRINT
+    on_cifar = run.data_fingerprint in (None, CIFAR100_FINGERPRINT)
     data = choose_data(None if on_cifar else SYNTHETIC, say=say)
     run.refuse_other_data(data)
     return data

@@ -15,8 +15,7 @@ from PIL import Image
 import s8lib as s8
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.metrics import wilson_interval
-from s8lib.publish.export import Export
-from s8lib.report.card import make_card
+from s8lib.report.card import Export, make_card
 from tests.hub_runs import NAME, in_process
 from tests.local_hub import serve
 from tests.runs import RECIPE, recipe, train

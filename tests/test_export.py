@@ -22,8 +22,9 @@ from PIL import Image
 import s8lib as s8
 from s8lib.metrics import predict_logits
 from s8lib.publish import export
-from s8lib.report.card import WITHOUT_S8LIB
+from s8lib.report.card import make_card
 from tests.runs import small_model
+from tests.saves import Machine
 
 pytest.importorskip("onnxscript", reason="exporting needs the extra `export`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="exporting needs the extra `export`")
@@ -100,13 +101,13 @@ def test_the_files_name_no_path_of_this_machine(exported: tuple[Path, list[expor
 
 
 def test_the_cards_own_lines_classify_a_photo_without_s8lib(
-    exported: tuple[Path, list[export.Export]], model: s8.WideResNet
+    exported: tuple[Path, list[export.Export]], model: s8.WideResNet, tmp_path: Path
 ) -> None:
     folder, entries = exported
     photo = Image.effect_noise((120, 80), 90).convert("RGB")
     photo.save(folder / "photo.jpg", quality=95)
-    card = WITHOUT_S8LIB + "".join(entry.how_to_run() for entry in entries)
-    pixels, *runs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    card = make_card(Machine(tmp_path).until(1).run, "tester/net", exports=entries).text
+    _, pixels, *runs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     lines = ["import sys", "sys.modules['s8lib'] = None", pixels]
     lines += [f"{run}\nprint(logits.tolist()[0])" for run in runs]
     done = subprocess.run(
@@ -159,5 +160,6 @@ def test_without_its_packages_the_onnx_file_is_not_made_or_not_verified_and_that
     without("onnxruntime", monkeypatch)
     entry = export.export_onnx(model, tmp_path / "model.onnx")
     assert (entry.verified_with, entry.max_abs_difference) == (None, None)
-    assert "Not verified: ONNX Runtime was not installed." in entry.how_to_run()
     assert os.listdir(tmp_path) == ["model.onnx"]
+    card = make_card(Machine(tmp_path / "run").until(1).run, "tester/net", exports=[entry])
+    assert "Not verified: ONNX Runtime was not installed." in card.text

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import s8lib as s8
-from s8lib.publish.export import CALLS, Export
 from s8lib.publish.publisher import fetch_run
+from s8lib.report.card import Export
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, arrived, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, client_of, serve
@@ -215,7 +215,10 @@ def test_exports_come_with_the_weights_they_are_of_and_go_with_the_next_commit_t
     files = [tmp_path / "model.onnx", tmp_path / "model.pt2"]
     for path in files:
         path.write_text(path.name)
-    exports = [Export(path, kind, {"torch": "2"}, None, None) for path, kind in zip(files, CALLS, strict=True)]
+    exports = [
+        Export(path, kind, {"torch": "2"}, None, None)
+        for path, kind in zip(files, ("ONNX", "torch.export"), strict=True)
+    ]
     address = publishing.publish(run.run, exports)
     publishing.publish(run.run)
     with_them, without = hub.commits(NAME)

@@ -21,10 +21,6 @@ import s8lib as s8
 from s8lib import cli, report
 from tests.runs import RECIPE, small_model, train
 
-# imageio-ffmpeg leaves closing its pipes to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 PARAMETERS = sum(tensor.numel() for tensor in small_model().parameters())
 
 

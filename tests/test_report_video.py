@@ -63,3 +63,19 @@ def test_a_film_that_ffmpeg_fails_to_write_leaves_the_old_one(
         report.video(made_up_log(s8.QUICK), s8.QUICK, folder / "epoch_log.mov")
     assert [file.name for file in folder.iterdir()] == ["epoch_log.mov"]
     assert (folder / "epoch_log.mov").read_bytes() == b"the film of before"
+
+
+def test_an_interrupt_that_reaches_ffmpeg_too_is_still_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nexit 255\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(tmp_path / "ffmpeg"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("s8lib.report.film.EpochLog", interrupt)  # as soon as the first picture is drawn
+    with pytest.raises(KeyboardInterrupt):
+        report.video(made_up_log(s8.QUICK), s8.QUICK, tmp_path / "epoch_log.mov")
+    assert [file.name for file in tmp_path.iterdir()] == ["ffmpeg"]

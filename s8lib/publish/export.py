@@ -10,7 +10,6 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,57 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from s8lib.data.augment import SIDE, normalize
+from s8lib.report.card import Export
 from s8lib.run.save import replacing
 
 OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it
 BATCHES = (1, 2, 7)  # sizes to verify with; the graphs are traced at 2
-ONNX, TORCH = "ONNX", "torch.export"
-CALLS = {
-    ONNX: """import onnxruntime
-
-logits = onnxruntime.InferenceSession("{file}").run(None, {{"images": images}})[0]""",
-    TORCH: """import torch
-
-logits = torch.export.load("{file}").module()(torch.from_numpy(images))""",
-}
-TRUST = """
-`torch.export.load` can unpickle what a file asks it to: open programs of people you trust only.
-"""
 
 
 class ExportError(RuntimeError):
     """A network that was not exported; the message says why, and no file was written."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """A file that was written, and how far its logits were from the network's.
-
-    `verified_with` and `max_abs_difference` are None where nothing was there to run it.
-    """
-
-    path: Path
-    format: str
-    versions: dict[str, str]  # of the packages that made it
-    verified_with: str | None
-    max_abs_difference: float | None
-    opset: int | None = None  # of ONNX only
-
-    def how_to_run(self) -> str:
-        """Markdown for the model card: what the file is, and the lines that take `images` to `logits`."""
-        opset = f", opset {self.opset}" if self.opset else ""
-        made = ", ".join(f"{package} {version}" for package, version in self.versions.items())
-        checked = "Not verified: ONNX Runtime was not installed."
-        if self.verified_with:
-            difference = self.max_abs_difference
-            close = f"are within {difference:.1e} of" if difference else "equal"
-            checked = f"Its logits, by {self.verified_with}, {close} the network's."
-        return (
-            f"\n`{self.path.name}` is {self.format}{opset}, made with {made}. {checked}\n\n"
-            f"```python\n{CALLS[self.format].format(file=self.path.name)}\n```\n"
-            + (TRUST if self.format == TORCH else "")
-        )
 
 
 def export_onnx(model: nn.Module, path: str | Path) -> Export:
@@ -105,7 +63,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
             )
             verifier = f"onnxruntime {onnxruntime.__version__}"
     versions = {"torch": torch.__version__, "onnx": version("onnx")}
-    return Export(path, ONNX, versions, verifier, difference, OPSET)
+    return Export(path, "ONNX", versions, verifier, difference, OPSET)
 
 
 def export_program(model: nn.Module, path: str | Path) -> Export:
@@ -125,7 +83,7 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
         with open(partial, "rb") as file:
             loaded = torch.export.load(file).module()
         difference = _verify(loaded, network, path)
-    return Export(path, TORCH, {"torch": torch.__version__}, f"torch {torch.__version__}", difference)
+    return Export(path, "torch.export", {"torch": torch.__version__}, f"torch {torch.__version__}", difference)
 
 
 class FromPixels(nn.Module):

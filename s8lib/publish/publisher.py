@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from s8lib.hub_client import HubError, OutOfReach, check_repo_id, usable_token
-from s8lib.publish.export import Export
 from s8lib.report import write_log
-from s8lib.report.card import make_card
+from s8lib.report.card import Export, make_card
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.hub import HubRepo
@@ -48,10 +47,8 @@ class HubPublisher(Copies):
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")
-        self.repo, self._exports = (
-            HubRepo(check_repo_id(repo_id), usable_token(token), private),
-            tuple[Export, ...](),
-        )
+        self.repo = HubRepo(check_repo_id(repo_id), usable_token(token), private)
+        self._exports: Sequence[Export] = ()
         super().__init__(self.repo, every, wait, FIRST_PAUSE)
         try:
             self.repo.check()

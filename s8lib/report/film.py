@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib import rc_context
+from matplotlib.animation import FFMpegWriter
 
 from s8lib.machine.progress import progress_bar
 from s8lib.recipe import Recipe
@@ -20,6 +21,9 @@ from s8lib.run.save import replacing
 WIDTH, HEIGHT, FPS = 1280, 720, 25
 LONGEST, SLOWEST, LAST = 59.0, 1.0, 4.0  # seconds: the film, an epoch's picture, and how long the last one stays
 ROWS = 9  # of the log, beside the curves
+# Text is still sharp, and 400 noisy epochs come to 2.7 MB. QuickTime wants the tag, browsers the index in front.
+FFMPEG = f"""-vf tpad=stop_mode=clone:stop_duration={LAST} -r {FPS} -pix_fmt yuv420p -crf 25 -preset veryfast
+    -vtag avc1 -movflags +faststart -f mov"""
 
 
 def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
@@ -32,48 +36,31 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
         OSError: if the file cannot be written; nothing half-written stays.
     """
     try:
-        from imageio_ffmpeg import get_ffmpeg_exe, write_frames
+        from imageio_ffmpeg import get_ffmpeg_exe
 
-        get_ffmpeg_exe()
+        ffmpeg = get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:  # the latter where the package brings no ffmpeg for the machine
         raise MissingPackage("the video needs ffmpeg: pip install imageio-ffmpeg") from error
-    path = Path(path)
-    rate = max(1 / SLOWEST, len(log) / (LONGEST - LAST))  # pictures a second
+    path, figure = Path(path), Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
+    rate: Any = max(1 / SLOWEST, len(log) / (LONGEST - LAST))  # pictures a second; the stub wants an int
+    film = FFMpegWriter(rate, "libx264", extra_args=FFMPEG.split())
     with replacing(path) as partial:
-        film = write_frames(
-            str(partial),
-            (WIDTH, HEIGHT),
-            fps=rate,
-            codec="libx264",
-            pix_fmt_out="yuv420p",
-            quality=None,
-            ffmpeg_log_level="error",
-            # 400 noisy epochs come to 2.7 MB, with text still sharp. QuickTime wants the tag avc1, browsers the
-            # index in front.
-            output_params=["-r", str(FPS), "-f", "mov", "-crf", "25", "-preset", "veryfast"]
-            + ["-vtag", "avc1", "-movflags", "+faststart"],
-            macro_block_size=1,
-        )
-        film.send(None)
         try:
-            with contextlib.closing(film):
-                for picture in _pictures(log, recipe):
-                    film.send(picture)
-                for _ in range(int(LAST * rate)):
-                    film.send(picture)
-            # ffmpeg moves the index to the front last of all, and write_frames does not tell if it got there.
-            if b"moov" not in partial.read_bytes()[:64]:
+            with rc_context({"animation.ffmpeg_path": ffmpeg}), film.saving(figure, partial, SCREEN_DPI):
+                for _ in _pages(figure, log, recipe):
+                    film.grab_frame()
+            if b"moov" not in partial.read_bytes()[:64]:  # moving the index to the front is ffmpeg's last step
                 raise OSError("its index is missing")
-        except OSError as error:
+        except (OSError, subprocess.CalledProcessError) as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # which has ended ffmpeg, too
+                raise error.__context__ from None
             what = f"cannot write {path}: ffmpeg failed, on a full disk perhaps; it may have said why"
             raise OSError(what) from error
     return path
 
 
-def _pictures(log: EpochLog, recipe: Recipe) -> Iterator[np.ndarray]:
-    """One picture an epoch, [720, 1280, 3] uint8; the background is drawn once, what moves is laid over it."""
-    figure = Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
-    canvas = FigureCanvasAgg(figure)
+def _pages(figure: Figure, log: EpochLog, recipe: Recipe) -> Iterator[None]:
+    """Draw on `figure` what was known after the first epoch, then after the second, and so on to the last."""
     place = {"left": 0.055, "right": 0.60, "top": 0.88, "bottom": 0.08}
     axes = figure.subplots(3, sharex=True, height_ratios=HEIGHTS, gridspec_kw=place)
     plot = CurvesPlot(axes, recipe, log)  # with the limits of the whole run, so that nothing jumps
@@ -84,11 +71,6 @@ def _pictures(log: EpochLog, recipe: Recipe) -> Iterator[np.ndarray]:
     table = figure.text(0.635, 0.54, "", fontsize=11.5, color=INK, va="top", family="monospace", linespacing=1.5)
     caveat = "train: on augmented batches while the network changes;\nnot comparable with test"
     figure.text(0.635, 0.055, caveat, color=FAINT)
-    moving = [*plot.moving, where, knobs, table]
-    for artist in moving:
-        artist.set_animated(True)  # left out of the background
-    canvas.draw()
-    background = canvas.copy_from_bbox(figure.bbox)
     for last in progress_bar(range(1, len(log) + 1), "epoch_log.mov"):
         shown = EpochLog(log.rows[:last])
         plot.show(shown)
@@ -106,7 +88,4 @@ def _pictures(log: EpochLog, recipe: Recipe) -> Iterator[np.ndarray]:
             for row in shown.rows[-ROWS:]
         ]
         table.set_text("\n".join(["epoch  train loss  acc %   test loss  acc %", *lines]))
-        canvas.restore_region(background)
-        for artist in moving:
-            figure.draw_artist(artist)
-        yield np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
+        yield

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from torch import Tensor, nn
+from torch import nn
 
 from s8lib.report.figures import FAINT, INK, PHASES, Figure, save
 
@@ -26,17 +25,11 @@ class MissingPackage(ImportError):
     """A package that only this part of the report needs is not installed; the message says how to get it."""
 
 
-class Layer(NamedTuple):
-    """A row of the table."""
-
-    block: str  # the path of the residual block it lies in; "" for none
-    name: str  # such as Conv2d-1
-    shape: torch.Size  # of the output, without the batch
-    parameters: int
-
-    @property
-    def cells(self) -> Cells:
-        return f"  {self.name}", "×".join(map(str, self.shape)), f"{self.parameters:,}" if self.parameters else "–"
+class _Line(NamedTuple):
+    cells: Cells
+    shade: str
+    weight: str = "normal"
+    ink: str = INK
 
 
 def summary(model: nn.Module) -> str:
@@ -62,53 +55,51 @@ def layer_figure(model: nn.Module, part: int) -> Figure:
     Raises:
         MissingPackage: without torchsummary.
     """
-    table, layers = _table(model)
+    table, owners = _table(model)
+    rows = re.findall(r"^ *(\w+-\d+) +\[-1, ([\d, ]+)\] +([\d,]+)$", table, flags=re.MULTILINE)
     totals = re.findall(r"^([A-Z][\w /-]+(?:\(MB\))?): (.+)$", table, flags=re.MULTILINE)
-    columns = _columns([*_blocks(layers), [(name, "", total) for name, total in totals]])
-    height = max(sum(len(block) for _, block in column) for column in columns)
+    columns = _columns([*_blocks(rows, owners), [(name, "", total) for name, total in totals]])
+    height = max(map(len, columns))
     name = getattr(model, "name", type(model).__name__)
-    title = f"{name}: {len(layers)} layers, {totals[0][1]} parameters  (part {part} of 2)"
+    title = f"{name}: {len(rows)} layers, {totals[0][1]} parameters  (part {part} of 2)"
     figure = Figure(0.7 + 0.17 * height, title)
+    head = _Line(("layer", "output C×H×W", "parameters"), "white", ink=FAINT)
     for ax, column in zip(figure.subplots(1, COLUMNS), columns[(part - 1) * COLUMNS :], strict=False):
         ax.set(xlim=(0, 1), ylim=(height, -1))
         ax.set_axis_off()
-        _line(ax, -1, ("layer", "output C×H×W", "parameters"), color=FAINT)
-        y = 0
-        for shade, block in column:
-            ax.axhspan(y, y + len(block), color=shade, linewidth=0)
-            for row, cells in enumerate(block):
-                _line(ax, y + row, cells, weight="normal" if row else "bold")
-            y += len(block)
+        for y, line in enumerate([head, *column], -1):
+            ax.axhspan(y, y + 1, color=line.shade, linewidth=0)
+            style: dict[str, Any] = {"va": "center", "fontsize": 9.5, "weight": line.weight, "color": line.ink}
+            for x, ha, cell in zip((0.02, 0.72, 0.98), ("left", "right", "right"), line.cells, strict=True):
+                ax.text(x, y + 0.5, cell, ha=ha, **style)
     return figure
 
 
-def _blocks(layers: list[Layer]) -> list[list[Cells]]:
-    """The rows of each residual block, and of what is before and after them, below a heading."""
+def _blocks(rows: list[Cells], owners: list[str]) -> list[list[Cells]]:
+    """The rows of each residual block, and of what is before and after them, below a heading with their sum."""
     blocks: list[list[Cells]] = []
-    for path, group in itertools.groupby(layers, key=lambda layer: layer.block):
-        rows = list(group)
-        heading = path or ("head" if blocks else "stem"), "", f"{sum(layer.parameters for layer in rows):,}"
-        blocks.append([heading, *(layer.cells for layer in rows)])
+    for owner, group in itertools.groupby(zip(owners, rows, strict=True), key=lambda pair: pair[0]):
+        layers = [row for _, row in group]
+        total = sum(int(parameters.replace(",", "")) for _, _, parameters in layers)
+        blocks.append([(owner or ("head" if blocks else "stem"), "", f"{total:,}")])
+        for name, shape, parameters in layers:
+            blocks[-1].append((f"  {name}", shape.replace(", ", "×"), "–" if parameters == "0" else parameters))
     return blocks
 
 
-def _columns(blocks: list[list[Cells]]) -> list[list[tuple[str, list[Cells]]]]:
-    """The blocks with their shades, none split: each in the quarter of all lines in which its middle lies."""
-    columns: list[list[tuple[str, list[Cells]]]] = [[] for _ in range(2 * COLUMNS)]
+def _columns(blocks: list[list[Cells]]) -> list[list[_Line]]:
+    """The lines of the four columns. No block is split: each is in the quarter in which its middle lies."""
+    columns: list[list[_Line]] = [[] for _ in range(2 * COLUMNS)]
     lines, above = sum(map(len, blocks)), 0
     for block, shade in zip(blocks, itertools.cycle(PHASES)):
-        columns[2 * COLUMNS * (above + len(block) // 2) // lines].append((shade, block))
+        column = columns[2 * COLUMNS * (above + len(block) // 2) // lines]
+        column += [_Line(block[0], shade, "bold"), *(_Line(cells, shade) for cells in block[1:])]
         above += len(block)
     return columns
 
 
-def _line(ax: Axes, y: int, cells: Cells, **style: Any) -> None:
-    for x, ha, cell in zip((0.02, 0.72, 0.98), ("left", "right", "right"), cells, strict=True):
-        ax.text(x, y + 0.5, cell, fontsize=9.5, ha=ha, va="center", **{"color": INK} | style)
-
-
-def _table(model: nn.Module) -> tuple[str, list[Layer]]:
-    """The table's text and its rows."""
+def _table(model: nn.Module) -> tuple[str, list[str]]:
+    """The table's text, and for each of its rows the path of the residual block it lies in; "" for none."""
     try:
         from torchsummary import summary as print_summary
     except ImportError as error:
@@ -116,20 +107,18 @@ def _table(model: nn.Module) -> tuple[str, list[Layer]]:
     # A copy on the CPU, in eval mode: torchsummary knows no other device but "cuda", runs the network on random
     # numbers, leaves hooks behind if that fails, and would move BatchNorm's statistics.
     probe = copy.deepcopy(model).cpu().float().eval()
-    layers: list[Layer] = []
     blocks: list[str] = []
+    owners: list[str] = []
 
-    def note(path: str, module: nn.Module, output: Tensor) -> None:
-        block = max((block for block in blocks if f"{path}.".startswith(f"{block}.")), key=len, default="")
-        parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
-        layers.append(Layer(block, f"{type(module).__name__}-{len(layers) + 1}", output.shape[1:], parameters))
+    def note(path: str) -> None:
+        around = (block for block in blocks if f"{path}.".startswith(f"{block}."))
+        owners.append(max(around, key=len, default=""))
 
     for path, module in probe.named_modules():
         if path and not isinstance(module, nn.Sequential | nn.ModuleList):  # what torchsummary has a row for
-            if list(module.children()):
-                blocks.append(path)
-            module.register_forward_hook(lambda module, _, output, path=path: note(path, module, output))
+            blocks += [path] if list(module.children()) else []
+            module.register_forward_hook(lambda *_, path=path: note(path))
     out = io.StringIO()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(out):
         print_summary(probe, SHAPE, device="cpu")
-    return out.getvalue(), layers
+    return out.getvalue(), owners

@@ -15,7 +15,7 @@ from s8lib.models.networks import Network, build_model, load_model
 from s8lib.recipe import Recipe
 from s8lib.report.mistakes import Evaluation, evaluation
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import EpochLog, selector
+from s8lib.run.log import EpochLog
 
 FORMAT = 1  # of report.json
 
@@ -68,7 +68,7 @@ def numbers(of: Subject) -> dict[str, Any]:
         "epochs_done": len(log),
         "final": dataclasses.asdict(log[-1]),
         "best": dataclasses.asdict(log.best),
-        "best_chosen_on": selector(log.best.holdout_acc is not None),
+        "best_chosen_on": log.chosen_on,
         "minutes": log.minutes,
         "images_per_s": statistics.median(row.images_per_s for row in log),
         **({"best_measured_again": again} if again else {}),

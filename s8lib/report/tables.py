@@ -7,7 +7,7 @@ from pathlib import Path
 from s8lib.models.networks import Network, load_model
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import EpochLog, selector
+from s8lib.run.log import EpochLog
 from s8lib.run.save import WEIGHTS
 
 
@@ -54,7 +54,7 @@ def overview(run: RunFolder) -> str:
         "data": sessions[-1].get("data", "unnamed") if sessions else "unnamed",
         "epochs": f"{len(log)} of {recipe.epochs}, in {log.minutes:.1f} minutes",
         "best": scores(log.best),
-        "chosen on": selector(log.best.holdout_acc is not None),
+        "chosen on": log.chosen_on,
         "final": scores(log[-1]),
         "weights": f"of epoch {manifest.best_epoch}, {size(best.bytes)}, sha256 {best.sha256[:16]}...",
         "checkpoint": f"of epoch {manifest.epoch}, {size(newest.bytes)}",

@@ -6,14 +6,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from s8lib.machine.progress import in_notebook
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
 from s8lib.report.knobs import mark_phases, moments, plot_lr
-from s8lib.run.log import EpochLog, selector
+from s8lib.run.log import EpochLog
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
 PLANNED = "#9A9A9A"  # the learning rate that is still to come
@@ -31,7 +30,7 @@ def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure
     batches = "augmented, mixed-up batches" if any(recipe.mixup_alpha) else "augmented batches"
     explanation = (
         f"Train is measured on {batches} while the network changes: not comparable with test.\n"
-        f"The best epoch is chosen on {selector(log[0].holdout_acc is not None)}."
+        f"The best epoch is chosen on {log.chosen_on}."
     )
     figure.supxlabel(explanation, fontsize=8.5, color=FAINT)
     return figure
@@ -101,7 +100,6 @@ class CurvesPlot:
         (self._drop,) = accuracy.plot([], [], color=RED, linewidth=1.2)
         (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
         self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
-        self.moving: list[Artist] = [*self._lines.values(), self._lr, self._drop, self._star, self._label]
         shown = {"test": "test_acc", "train": "train_acc"}
         shown |= {} if log[0].holdout_acc is None else {"held-out": "holdout_acc"}
         lines = [self._lines[name] for name in shown.values()]

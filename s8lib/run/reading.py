@@ -127,10 +127,15 @@ class RunReader:
             return path
         return next((other for other in others if holds(other, content)), path)
 
+    @property
+    def data_fingerprint(self) -> str | None:
+        """`Cifar100.fingerprint` of what the run is trained on, if it is known."""
+        identity = self.manifest().identity
+        return identity["data"].get("sha256") if identity else None
+
     def refuse_other_data(self, data: Cifar100) -> None:
         """Raise RunError if the run was trained on other data."""
-        identity = self.manifest().identity
-        if identity and identity["data"].get("sha256") != data.fingerprint():
+        if self.data_fingerprint not in (None, data.fingerprint()):
             raise RunError(
                 f"{self.path} was trained on other data than {data.source}: name the data it was trained on"
             )
