@@ -177,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train, or go on with, a run and leave its artifacts in --out")
     add = command.add_argument
     add("recipe", metavar="RECIPE", choices=s8.PRESETS, help=", ".join(s8.PRESETS))
-    add("model", metavar="MODEL", help="wrn-28-10, resnet-42 or any wrn-D-K")
+    add("model", metavar="MODEL", help="wrn-28-10, resnet-42, resnet-11 or any wrn-D-K")
     add("--seed", type=int, default=0, metavar="N", help="of weights, data order and noise; default 0")
     add("--out", type=Path, required=True, metavar="DIR", help="the result, such as results/quick-cpu/seed-0")
     add("--work", type=Path, default=Path("runs"), metavar="DIR", help="where its run folder goes; default runs")

@@ -86,8 +86,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"measuring the best weights, epoch {epoch}")
     model = s8.load_model(source)
     model.refuse_other_classes(len(data.classes))
-    metrics = s8.evaluate(model, data.test, device, options.precision)
-    print(f"{model.name} on the {metrics.n:,} test images of {data.source}")
+    metrics = s8.evaluate(model, data.test, device, options.precision, flips=options.flips)
+    views = ", each averaged with its mirror image" if options.flips else ""
+    print(f"{model.name} on the {metrics.n:,} test images of {data.source}{views}")
     print(metrics.table(data.classes))
     if options.json:
         options.json.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n", encoding="utf-8")
@@ -158,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", parents=[common], help="train, or go on with, a run")
     add = command.add_argument
     add("--recipe", default="auto", metavar="NAME|FILE", help=f"auto, {', '.join(PRESETS)} or a recipe.json")
-    add("--model", help="wrn-28-10, resnet-42 or any wrn-D-K; default the recipe's")
+    add("--model", help="wrn-28-10, resnet-42, resnet-11 or any wrn-D-K; default the recipe's")
     add("--run", type=_named, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL-seedN")
     add("--epochs", type=int, metavar="N", help="stretch or shorten the whole recipe to N epochs")
     add("--seed", type=int, metavar="N", help="of weights, data order and noise; default the recipe's")
@@ -175,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
     source.add_argument("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
+    command.add_argument("--flips", action="store_true", help="average each image's answer with its mirror's")
     command.add_argument("--json", type=_named, metavar="FILE", help="also write every number here")
     command.set_defaults(command=_evaluate)
 

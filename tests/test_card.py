@@ -156,6 +156,9 @@ def test_each_network_is_loaded_by_its_class_and_cites_its_paper(tmp_path: Path)
     assert f's8.ResNet42.from_pretrained("{NAME}")' in residual
     assert "he2016deep" in residual
     assert "zagoruyko" not in residual
+    fast = make_card(Machine(tmp_path / "fast", recipe=recipe(model="resnet-11")).until(1).run, NAME).text
+    assert f's8.ResNet11.from_pretrained("{NAME}")' in fast
+    assert "jordan2024airbench" in fast
 
 
 PUBLISH_TWICE = """

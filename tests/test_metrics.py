@@ -183,6 +183,14 @@ def test_evaluate_counts_every_image_once_when_the_last_batch_is_short(
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
+def test_flips_average_the_logits_of_both_views(model: s8.WideResNet, tiny: s8.Cifar100) -> None:
+    images = tiny.test.images
+    logits = (predict_logits(model, images, "fp32") + predict_logits(model, images.flip(-1), "fp32")) / 2
+    both = s8.evaluate(model, tiny.test, "cpu", "fp32", flips=True)
+    assert both.loss == pytest.approx(metrics_of(logits, tiny.test.labels, tiny.test.coarse_labels).loss, rel=1e-6)
+    assert both.loss != s8.evaluate(model, tiny.test, "cpu", "fp32").loss
+
+
 def test_the_batch_size_does_not_matter(model: s8.WideResNet, tiny: s8.Cifar100) -> None:
     logits = [predict_logits(model, tiny.test.images, "fp32", size) for size in (7, 64, 100, 1000)]
     for other in logits[1:]:

@@ -76,6 +76,19 @@ def test_it_takes_images_of_every_size_that_it_is_trained_with(side: int) -> Non
     assert s8.build_model("resnet-11", 7)(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("program", "torch")])
+def test_it_can_be_exported_and_is_verified(tmp_path: Path, tiny: s8.Cifar100, kind: str, package: str) -> None:
+    pytest.importorskip(package)
+    from s8lib.publish import export
+
+    write = {"onnx": export.export_onnx, "program": export.export_program}[kind]
+    assert write(started(tiny), tmp_path / "file").max_abs_difference is not None
+
+
+def test_torchsummary_lists_its_layers() -> None:
+    assert "Total params: 8,608,312" in s8.report.summary(s8.build_model("resnet-11"))
+
+
 # the optimizer
 
 
