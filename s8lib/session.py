@@ -56,7 +56,7 @@ def make_optimizer(recipe: Recipe, model: Network, device: torch.device) -> torc
     return optimizer
 
 
-def claim(
+def lock_and_load(
     run: RunFolder | None, identity: dict[str, Any], stack: contextlib.ExitStack
 ) -> Checkpoint | RunError | None:
     """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
