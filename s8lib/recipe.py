@@ -48,6 +48,7 @@ class Policy:
     value: float = 0.0  # OpenCV's 8-bit units, 0..255
 
 
+# A run remembers the name of its policy, not the values: to change one, add another under a new name.
 POLICIES: dict[str, Policy] = {
     "full": Policy(
         flip_p=0.5, affine_p=0.5, shift=0.0625, scale=0.10, rotate=15,

@@ -41,7 +41,7 @@ def check_fit(
         raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
 
 
-def claim(
+def lock_and_load(
     run: RunFolder | None, identity: dict[str, Any], stack: contextlib.ExitStack
 ) -> Checkpoint | RunError | None:
     """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""

@@ -43,7 +43,7 @@ from s8lib.run.log import Epoch, EpochLog, selector
 from s8lib.run.save import RunError, RunFault, identity_of
 from s8lib.session import (
     check_fit,
-    claim,
+    lock_and_load,
     restore,
     restoring_the_start,
     telling_how_to_go_on,
@@ -125,7 +125,7 @@ def train(
 
         shape = {"name": model.name, "num_classes": model.config["num_classes"]}
         identity = identity_of(recipe, shape, data.fingerprint(), holdout)
-        saved = ranks.share(claim(run, identity, stack))
+        saved = ranks.share(lock_and_load(run, identity, stack))
         if isinstance(saved, RunError):
             raise saved
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))

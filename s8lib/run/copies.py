@@ -132,7 +132,7 @@ class Copies:
 
     @property
     def _under_way(self) -> _Sending | None:
-        return _under_way.get(self.place.address)
+        return _SENDING.get(self.place.address)
 
     def _start(self, run: RunFolder) -> _Sending | None:
         """Start sending the newest save, if it is due and nothing is under way."""
@@ -144,7 +144,7 @@ class Copies:
         except (OSError, RunError, ValueError) as error:  # a full disk, a damaged file, a card that fails
             self._failed(run, run.manifest().epoch, NotSent(str(error)), last=False)
             return None
-        _under_way[self.place.address] = sending
+        _SENDING[self.place.address] = sending
         sending.start()
         return sending
 
@@ -165,7 +165,7 @@ class Copies:
         self._sent, self._failures, self.problem = (sending.run_path, epoch), 0, None
 
     def _forget(self, sending: _Sending) -> None:
-        del _under_way[self.place.address]
+        del _SENDING[self.place.address]
         shutil.rmtree(sending.save.folder, ignore_errors=True)
 
     def _failed(self, run: RunFolder, epoch: int, problem: NotSent, last: bool) -> None:
@@ -251,4 +251,4 @@ class _Sending(threading.Thread):
 
 
 # By address: a copy outlives the notebook cell, and the Copies, that began it.
-_under_way: dict[str, _Sending] = {}
+_SENDING: dict[str, _Sending] = {}

@@ -34,10 +34,10 @@ from s8lib.run.save import (
     RunFault,
     content_of,
     differences,
+    flush,
     holds,
     places,
     replacing,
-    sync,
 )
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class RunFolder(RunReader):
         new = self.path / NEW
         files = [path for path in sorted(new.rglob("*")) if path.is_file()]
         for path in [*files, *{path.parent for path in files}]:
-            sync(path)
+            flush(path)
         found = {path.relative_to(new).as_posix(): content_of(path) for path in files}
         self._commit(dataclasses.replace(manifest, files=manifest.files | found))  # now this save happened
         self._settle()
@@ -242,7 +242,7 @@ class RunFolder(RunReader):
             if target.name != LOG:
                 raise
             self.say(f"{target} is held open by another program ({error}): it is renewed with the next save")
-        sync(target.parent)
+        flush(target.parent)
 
     @contextlib.contextmanager
     def _staging(self, what: str, needed: int = 0) -> Iterator[Path]:

@@ -43,7 +43,12 @@ class Staged:
 
 
 class Place(Protocol):
-    """Where saves are kept a second time. Every method may raise OSError, whatever is wrong there."""
+    """Where saves are kept a second time. The one who trains calls `manifest`, `receive` and `claim`; the thread
+    of `Copies` calls `look` and `send`.
+
+    Every method may raise OSError, whatever is wrong there; RunError for what somebody has to change first; and
+    `look`, `claim` and `send` RunFault if another process has taken the run over.
+    """
 
     title: str  # in what is said
     address: str
@@ -53,7 +58,7 @@ class Place(Protocol):
         """Of the newest save there; an empty one if there is none."""
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
-        """Bring a file of the save; whether it is the one."""
+        """Bring a file of the save, in one piece; whether there is one. `bring` verifies it."""
 
     def look(self, new: Manifest) -> None:
         """See that this save may come there; RunFault if another process has taken the run over since `claim`."""
@@ -62,7 +67,10 @@ class Place(Protocol):
         """From now on the training process that has written `here` saves there."""
 
     def send(self, save: Staged, stop: threading.Event) -> str:
-        """Bring a save there; what there is to say about it. It may give up when `stop` is set."""
+        """Bring a save there, its manifest last, and drop what is too old; what there is to say about it.
+
+        It sets nothing back to an earlier epoch, and may give up when `stop` is set.
+        """
 
     def summary(self) -> str:
         """What is there, in words; "" if that has been said."""

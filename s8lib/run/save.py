@@ -176,14 +176,14 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
-        sync(partial)
+        flush(partial)
         os.replace(partial, path)
-        sync(path.parent)
+        flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def sync(path: Path) -> None:
+def flush(path: Path) -> None:
     """Put a file, or the names in a folder, on disk for good."""
     if path.is_file():
         with open(path, "rb+") as file:
