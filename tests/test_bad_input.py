@@ -32,7 +32,7 @@ DEEP = "[" * 100_000
 AT_LEAST, AT_MOST = "must be greater than or equal to ", "must be less than or equal to "
 WHOLE, NUMBER, TEXT = "must be a valid integer", "must be a valid number", "must be a valid string"
 FILE_NAME = "must be a plain file name"
-NO_FIELD, NO_MODEL = "there is no field ", "use resnet-42, or wrn-D-K"
+NO_FIELD, NO_MODEL = "there is no field ", "use resnet-42, resnet-11, or wrn-D-K"
 
 
 def train(*arguments: str) -> Command:
