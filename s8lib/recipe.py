@@ -227,9 +227,7 @@ class Recipe:
         phase1_epochs = min(epochs, round(self.phase1_epochs * factor))
         if epochs > 1 and 0 < self.phase1_epochs < self.epochs:
             phase1_epochs = min(max(1, phase1_epochs), epochs - 1)
-        in_phase = (
-            0 < phase1_epochs < epochs or self.phase1_epochs == self.epochs
-        )  # else one epoch is all
+        in_phase = 0 < phase1_epochs < epochs or self.phase1_epochs == self.epochs  # else one epoch is all
         scale = phase1_epochs / self.phase1_epochs if in_phase else factor
         name = self.name if epochs == self.epochs else f"{re.sub('-[0-9]+ep$', '', self.name)}-{epochs}ep"
         return dataclasses.replace(
