@@ -178,9 +178,11 @@ class Recipe:
         # 1) warm-up: linear, inside the first cycle
         if epoch < self.warmup_epochs:
             return self.lr_start + (self.lr_peak - self.lr_start) * epoch / self.warmup_epochs
-        if self.anneal == "linear":
+        if self.anneal == "linear" and epoch < self.epochs:
             passed = (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)
             return self.lr_peak + (self.lr_final - self.lr_peak) * passed
+        if self.anneal == "linear":  # at the end, which the warm-up may reach
+            return self.lr_final
         # 2) phase 1: cosine annealing with warm restarts
         if self.phase(epoch) == 1:
             # At a restart, which may be no float, the cycle is the new one.

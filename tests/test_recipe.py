@@ -338,3 +338,8 @@ def test_patience_knows_restarts_that_fall_inside_an_epoch() -> None:
     assert (recipe.restarts, recipe.phase1_epochs) == ((2.5, 5.0), 6)
     assert stopped_after(recipe, [5, 30, 20, 21, 22, 10, 11, 12, 13, 14]) is None
     assert stopped_after(recipe, [5, 30, 20, 21, 22, 10, 11, 10, 10, 14]) == 9
+
+
+def test_a_linear_rate_ends_at_its_last_value_even_after_nothing_but_warm_up() -> None:
+    recipe = s8.Recipe(epochs=4, phase1_epochs=4, warmup_epochs=4, cycle_epochs=4, anneal="linear")
+    assert recipe.at(4).lr == recipe.lr_final
