@@ -32,6 +32,7 @@ class Policy:
     """How often (`*_p`, a probability per image) and how far (uniform in plus or minus the range)."""
 
     flip_p: float = 0.0
+    alternating_flips: bool = False  # drawn once for the run: each image one way in even epochs, the other in odd ones
     affine_p: float = 0.0  # shift, scale and rotate together
     shift: float = 0.0  # fraction of the side, per axis
     whole_pixels: bool = False  # round shifts, so that shifting alone does not blur
@@ -63,6 +64,8 @@ POLICIES: dict[str, Policy] = {
     ),
     # what a run of a few epochs can afford: the usual flip and padded crop
     "light": Policy(flip_p=0.5, affine_p=1.0, shift=0.0625, whole_pixels=True),
+    # the same, each image seen both ways in two epochs (arXiv:2404.00498)
+    "alternating": Policy(flip_p=0.5, alternating_flips=True, affine_p=1.0, shift=0.0625, whole_pixels=True),
     "none": Policy(),
 }  # fmt: skip
 

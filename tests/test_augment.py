@@ -159,10 +159,10 @@ def test_policy_none_changes_nothing(images: Tensor) -> None:
 
 
 def test_policies_are_the_table_of_the_recipe() -> None:
-    full = (0.5, 0.5, 0.0625, False, 0.10, 15, 0.5, 8, 0.3, 0.2, 0.2, 0.3, 10, 20, 10)
-    reduced = (0.5, 0.35, 0.05, False, 0.07, 10, 0.35, 6, 0.2, 0.15, 0.15, 0, 0, 0, 0)
-    light = (0.5, 1.0, 0.0625, True, *[0] * 11)
-    tables = {"full": full, "reduced": reduced, "light": light, "none": (0,) * 15}
+    full = (0.5, False, 0.5, 0.0625, False, 0.10, 15, 0.5, 8, 0.3, 0.2, 0.2, 0.3, 10, 20, 10)
+    reduced = (0.5, False, 0.35, 0.05, False, 0.07, 10, 0.35, 6, 0.2, 0.15, 0.15, 0, 0, 0, 0)
+    light, alternating = ((0.5, alternates, 1.0, 0.0625, True, *[0] * 11) for alternates in (False, True))
+    tables = {"full": full, "reduced": reduced, "light": light, "alternating": alternating, "none": (0,) * 16}
     assert {name: dataclasses.astuple(policy) for name, policy in aug.POLICIES.items()} == tables
 
 

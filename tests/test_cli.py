@@ -29,14 +29,14 @@ TRAIN = ("train", "--data", "synthetic", "--recipe", "quick", "--model", MODEL, 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("whole") / "run"
-    code, output = finish(command(*TRAIN, "--set", "batch_size=250", "--run", run))
+    code, output = finish(command(*TRAIN, "--set", "batch_size=125", "--run", run))
     assert code == 0, output
     return run, output
 
 
 def start_and_wait_for_epoch(run: Path, epoch: int) -> subprocess.Popen[str]:
     """Start the run of `whole_run` and return in the middle of the epoch after `epoch`."""
-    process = command(*TRAIN, "--set", "batch_size=250", "--run", run)
+    process = command(*TRAIN, "--set", "batch_size=125", "--run", run)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"epoch   {epoch}/"):
@@ -53,7 +53,7 @@ def test_a_run_killed_in_mid_epoch_and_started_again_equals_an_uninterrupted_one
     process.kill()
     finish(process)
     assert 1 <= len(s8.EpochLog.read(run / "epoch_log.csv")) < 3
-    code, output = finish(command(*TRAIN, "--set", "batch_size=250", "--run", run))
+    code, output = finish(command(*TRAIN, "--set", "batch_size=125", "--run", run))
     assert code == 0, output
     assert_same_bits(outcome(run), outcome(whole_run[0]))
 
@@ -79,7 +79,7 @@ def test_the_log_is_a_line_an_epoch_and_the_run_ends_with_final_and_best(whole_r
 
 
 def test_a_finished_run_says_so(whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*TRAIN, "--set", "batch_size=250", "--run", str(whole_run[0])]) == 0
+    assert cli.main([*TRAIN, "--set", "batch_size=125", "--run", str(whole_run[0])]) == 0
     assert "this run is finished" in capsys.readouterr().out
 
 
@@ -119,7 +119,7 @@ def test_only_the_recipe_a_cpu_gets_by_default_falls_back_to_the_stand_in_and_sa
 
     monkeypatch.delenv("S8_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
-    small = s8.synthetic_cifar100(train=128, test=100)
+    small = s8.synthetic_cifar100(train=512, test=100)
     monkeypatch.setattr(synthetic, "load_cifar100", unreachable)
     monkeypatch.setattr(synthetic, "synthetic_cifar100", lambda **_: small)
     assert cli.main(["train", "--device", "cpu", "--model", MODEL, "--epochs", "1"]) == 0
@@ -168,7 +168,7 @@ def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
 def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
     tmp_path: Path, whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("--set", "batch_size=250", "--set", "dropout=0.3", "--set", "image_size=8", "--precision", "fp32")
+    settings = ("--set", "batch_size=125", "--set", "dropout=0.3", "--set", "image_size=8", "--precision", "fp32")
     code, output = torchrun(2, "-m", "--", "s8lib", *TRAIN, *settings, "--run", tmp_path / "two")
     assert code == 0, output
     assert output.count("epoch   1/3") == 1, "rank 0 alone speaks"

@@ -27,6 +27,17 @@ def tensors(plan: EpochPlan) -> dict[str, Tensor]:
     return {"order": plan.order, "lam": plan.lam} | draws
 
 
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs() -> None:
+    recipe = RECIPE.with_settings({"augmentation": "alternating", "mixup_alpha": 0})
+    flips = []
+    for epoch in range(3):
+        plan = plan_epoch(recipe, epoch, 960, CPU)  # whole batches: every image once
+        flips.append((plan.draws.matrix[:, 0, 0] < 0)[plan.order.argsort()])
+    assert torch.equal(flips[0], ~flips[1])
+    assert torch.equal(flips[0], flips[2])
+    assert 380 < flips[0].sum() < 580
+
+
 def test_the_plan_is_a_function_of_seed_and_epoch() -> None:
     for epoch in (0, 59, 60, 99):
         one, other = tensors(plan(3, epoch)), tensors(plan(3, epoch))

@@ -40,7 +40,7 @@ def test_synthetic_is_a_word_for_the_stand_in_as_argument_and_in_the_environment
     monkeypatch.setenv("S8_DATA", "synthetic")
     data = s8.choose_data()
     assert data.source.startswith("synthetic")
-    assert s8.run_name(s8.QUICK, data) == "quick-wrn-16-2-synthetic-seed0"
+    assert s8.run_name(s8.QUICK, data) == "quick-resnet-11-synthetic-seed0"
 
 
 def test_a_folder_without_the_data_is_an_error_even_where_the_stand_in_may_take_the_place_of_a_download(

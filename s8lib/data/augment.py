@@ -42,8 +42,13 @@ class Draws:
         return Draws(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
-def draw(n: int, policy: Policy, generator: torch.Generator | None = None) -> Draws:
-    """All random numbers for n images, on the generator's device (without one: the global generator, CPU)."""
+def draw(
+    n: int, policy: Policy, generator: torch.Generator | None = None, flip: Tensor | None = None
+) -> Draws:
+    """All random numbers for n images, on the generator's device (without one: the global generator, CPU).
+
+    `flip`, [n] bool, is taken in place of those drawn.
+    """
     device = torch.device("cpu") if generator is None else generator.device
 
     def happens(p: float) -> Tensor:
@@ -52,7 +57,7 @@ def draw(n: int, policy: Policy, generator: torch.Generator | None = None) -> Dr
     def spread(active: Tensor, width: float) -> Tensor:
         return torch.where(active, (2 * torch.rand(n, generator=generator, device=device) - 1) * width, 0.0)
 
-    flip, moved, lit = happens(policy.flip_p), happens(policy.affine_p), happens(policy.brightness_contrast_p)
+    drawn, moved, lit = happens(policy.flip_p), happens(policy.affine_p), happens(policy.brightness_contrast_p)
     tinted, cut = happens(policy.hsv_p), happens(policy.cutout_p)
     shift = torch.stack([spread(moved, policy.shift * SIDE), spread(moved, policy.shift * SIDE)])
     shift_x, shift_y = shift.round() if policy.whole_pixels else shift
@@ -60,7 +65,7 @@ def draw(n: int, policy: Policy, generator: torch.Generator | None = None) -> Dr
     tint = [spread(tinted, width) for width in (policy.hue, policy.saturation, policy.value)]
     corner = torch.randint(SIDE - policy.cutout_size + 1, (n, 2), generator=generator, device=device)
     return Draws(
-        matrix=warp_matrix(flip, shift_x, shift_y, scale, angle),
+        matrix=warp_matrix(drawn if flip is None else flip, shift_x, shift_y, scale, angle),
         brightness=1 + spread(lit, policy.brightness),
         contrast=1 + spread(lit, policy.contrast),
         hsv=torch.stack(tint, dim=1),

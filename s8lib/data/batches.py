@@ -74,11 +74,16 @@ class EpochPlan:
 def plan_epoch(recipe: Recipe, epoch: int, images: int, device: torch.device) -> EpochPlan:
     """The plan of `epoch` (from 0) over a training set of `images`."""
     knobs = recipe.at(epoch)
+    policy = POLICIES[knobs.augmentation]
     steps = images // recipe.batch_size
     used = steps * recipe.batch_size
     generator = torch.Generator().manual_seed(derived_seed(recipe.seed, epoch))
     order = torch.randperm(images, generator=generator)[:used]
-    draws = draw(used, POLICIES[knobs.augmentation], generator)
+    flip = None
+    if policy.alternating_flips:
+        of_run = torch.Generator().manual_seed(derived_seed(recipe.seed))
+        flip = (torch.rand(images, generator=of_run) < policy.flip_p)[order] ^ bool(epoch % 2)
+    draws = draw(used, policy, generator, flip)
     lam = draw_mixup(steps, knobs.mixup_alpha, generator)
     return EpochPlan(recipe, epoch, steps, order.to(device), draws.to(device), lam.to(device))
 
