@@ -32,7 +32,7 @@ class Policy:
     """How often (`*_p`, a probability per image) and how far (uniform in plus or minus the range)."""
 
     flip_p: float = 0.0
-    alternating_flips: bool = False  # drawn once for the run: each image one way in even epochs, the other in odd ones
+    alternating_flips: bool = False  # each image one way in even epochs, the other in odd ones
     affine_p: float = 0.0  # shift, scale and rotate together
     shift: float = 0.0  # fraction of the side, per axis
     whole_pixels: bool = False  # round shifts, so that shifting alone does not blur

@@ -42,9 +42,7 @@ class Draws:
         return Draws(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
-def draw(
-    n: int, policy: Policy, generator: torch.Generator | None = None, flip: Tensor | None = None
-) -> Draws:
+def draw(n: int, policy: Policy, generator: torch.Generator | None = None, flip: Tensor | None = None) -> Draws:
     """All random numbers for n images, on the generator's device (without one: the global generator, CPU).
 
     `flip`, [n] bool, is taken in place of those drawn.
