@@ -1,4 +1,4 @@
-"""Google Colab's machines, its Drive and its secrets; elsewhere the same calls stay on this machine."""
+"""Colab's machines, its Drive and secrets, and Kaggle's secrets; elsewhere the same calls stay on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100, at_hand
 from s8lib.data.synthetic import SYNTHETIC, choose_data
-from s8lib.hub_client import HubError, one_line
+from s8lib.hub_client import HubError, one_line, owner_of
 from s8lib.machine.device import environment, pick_device, pick_precision
 from s8lib.publish.publisher import fetch_run
 from s8lib.run.copies import Copies
@@ -60,22 +60,41 @@ def checks(say: Callable[[str], None] = print) -> None:
         f"huggingface_hub {version('huggingface_hub')}, s8lib {found['s8lib']}"
     )
     say(f"data: {_data_source()}")
+    token = hf_token(say)
+    if token:
+        say(f"  {owner_of(token)}")
 
 
-def mount_drive(folder: str = "s8lib", say: Callable[[str], None] = print) -> Path:
+def mount_drive(folder: str = "s8lib", keep: str = "auto", say: Callable[[str], None] = print) -> Path:
     """The folder that keeps runs: on Colab `folder` of My Drive, mounted at /content/drive; elsewhere a local one.
 
+    Args:
+        keep: "drive"; "here", on this machine; or "auto", which is Drive if that can be mounted.
     Raises:
-        ColabError: if Drive cannot be mounted, or the folder not be made there.
+        ColabError: if Drive has to be mounted and cannot, or for a name that is none.
     """
+    if not folder.strip() or keep not in ("auto", "drive", "here"):
+        raise ColabError(f"{folder!r}, {keep!r}: name a folder such as s8lib-runs, and say auto, drive or here")
     if not in_colab():
         say(f"not on Colab: runs are kept on this machine, in the folder {folder}")
         return Path(folder)
+    if Path(folder).is_absolute() or ".." in Path(folder).parts:
+        raise ColabError(f"{folder!r} is not the name of a folder in My Drive: use one such as s8lib")
+    if keep != "here":
+        try:
+            return _mounted(folder)
+        except ColabError as error:
+            if keep == "drive":
+                raise
+            say(str(error))
+    say("runs are kept on this machine only: when Colab takes it back, they are gone")
+    return CONTENT / folder
+
+
+def _mounted(folder: str) -> Path:
     import pexpect  # type: ignore[import-untyped]
     from google.colab import drive, errors
 
-    if Path(folder).is_absolute() or ".." in Path(folder).parts:
-        raise ColabError(f"{folder!r} is not the name of a folder in My Drive: use one such as s8lib")
     mountpoint = CONTENT / "drive"
     kept = mountpoint / "MyDrive" / folder
     try:
@@ -97,18 +116,22 @@ def mount_drive(folder: str = "s8lib", say: Callable[[str], None] = print) -> Pa
 
 
 def run_folder(kept: str | Path, name: str, say: Callable[[str], None] = print) -> RunFolder:
-    """The run `name`, kept in the folder that `mount_drive` gave; on Colab it is on the machine's disk meanwhile.
+    """The run `name`, kept in the folder that `mount_drive` gave; one on Drive is worked on here meanwhile.
 
     Raises:
         RunError: if `kept` is on a Drive that is not there any more.
     """
-    copies = [Copies(DriveFolder(Path(kept) / name))] if in_colab() else []
+    copies = [Copies(DriveFolder(Path(kept) / name))] if _on_drive(kept) else []
     return RunFolder(runs_here(kept) / name, say, copies)
 
 
 def runs_here(kept: str | Path) -> Path:
-    """Where the runs of the folder `kept` are worked on: on Colab the machine's disk, elsewhere that folder."""
-    return CONTENT / "runs" if in_colab() else Path(kept)
+    """Where the runs of the folder `kept` are worked on: on this machine's disk, if that is on Drive."""
+    return CONTENT / "runs" if _on_drive(kept) else Path(kept)
+
+
+def _on_drive(kept: str | Path) -> bool:
+    return in_colab() and Path(kept).is_relative_to(CONTENT / "drive")
 
 
 def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[str], None] = print) -> RunFolder:
@@ -170,14 +193,18 @@ def _newest(kept: Path) -> str:
 
 
 def hf_token(say: Callable[[str], None] = print) -> str | None:
-    """The Hugging Face Hub's token: Colab's secret HF_TOKEN, else $HF_TOKEN, else the file that a login left.
+    """The Hub's token: the secret HF_TOKEN of Colab or Kaggle, else $HF_TOKEN, else the file that a login left.
 
     One sentence tells where it comes from, or what is missing. The token itself is never shown.
     """
     from huggingface_hub import get_token
 
-    token, reason = _secret() if in_colab() else ("", f"set {SECRET}, or log in with `hf auth login`")
-    source = f"the Colab secret {SECRET}"
+    token, reason, source = "", f"set {SECRET}, or log in with `hf auth login`", "Colab"
+    if in_colab():
+        token, reason = _secret()
+    elif importlib.util.find_spec("kaggle_secrets"):
+        (token, reason), source = _kaggle_secret(), "Kaggle"
+    source = f"the {source} secret {SECRET}"
     if not token:
         source = f"the variable {SECRET}" if os.environ.get(SECRET) else "the token file of this machine"
         with warnings.catch_warnings(action="ignore"):  # on Colab, of the very refusal that is told here
@@ -192,7 +219,7 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
     Args:
         disconnect: also give the machine back, unless something is on its disk only.
     """
-    safe = run is None or run.sync()
+    safe = run is None or (run.sync() and bool(run.copies))  # without copies, this machine has the only one
     if not in_colab():
         say("not on Colab: nothing to unmount")
         return
@@ -203,7 +230,7 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
     if not disconnect:
         return
     if problem or not safe:
-        say("this machine is kept, since not everything is known to be on Drive: run this cell again")
+        say("this machine is kept, since not everything is known to be elsewhere: run this cell again")
         return
     try:
         runtime.unassign()
@@ -225,6 +252,21 @@ def _secret() -> tuple[str, str]:
         return "", f"give this notebook access to the Colab secret {SECRET} (the key on the left)"
     except errors.Error as error:  # TimeoutException: the notebook is not open in a browser
         return "", f"Colab did not hand out the secret {SECRET} ({one_line(error)})"
+
+
+def _kaggle_secret() -> tuple[str, str]:
+    """Kaggle's secret, or "" and what to do about it."""
+    from kaggle_secrets import BackendError, CredentialError, UserSecretsClient
+
+    try:
+        return UserSecretsClient().get_secret(SECRET).strip(), f"the Kaggle secret {SECRET} is empty"
+    except (BackendError, CredentialError):
+        return "", f"add a secret named {SECRET} (Add-ons > Secrets) and attach it to this notebook"
+    except ConnectionError as error:
+        return (
+            "",
+            f"Kaggle did not hand it out ({one_line(error)}): is this notebook's internet on?",
+        )
 
 
 def _flush_and_unmount() -> str | None:

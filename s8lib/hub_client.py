@@ -69,6 +69,20 @@ def usable_token(token: str | None = None) -> str:
     return token
 
 
+def owner_of(token: str) -> str:
+    """Whose token it is and whether it may write, in a line; or why the Hub does not say."""
+    try:
+        answer = ask("whoami", 20.0, token=usable_token(token))
+    except (HubError, OutOfReach) as error:
+        return f"whose it is was not to be learned: {error}"
+    role = answer.get("auth", {}).get("accessToken", {}).get("role", "")
+    can = {
+        "read": f"it can only read: publishing needs one with write access, {TOKENS_PAGE}",
+        "fineGrained": "it can publish where its fine-grained permissions allow it",
+    }
+    return f"{answer['name']}'s; {can.get(role, 'it can publish')}"
+
+
 def check_repo_id(repo_id: str) -> str:
     """`repo_id`, if it is "user/name"; else HubError."""
     with contextlib.suppress(errors.HFValidationError):
@@ -160,7 +174,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     disable_progress_bars()
     get_session().timeout = SILENT_FOR
-    tasks: dict[str, Callable[..., Any]] = {"check": check, "read": read, "send": send}
+    tasks: dict[str, Callable[..., Any]] = {"check": check, "read": read, "send": send, "whoami": HfApi.whoami}
     try:
         answer = tasks[job.pop("task")](HfApi(token=job.pop("token")), **job) or {}
     # OSError: a staged file, offline mode. RuntimeError: what the client makes of any failure in mid-file.

@@ -17,6 +17,8 @@ import s8lib as s8
 from s8lib import colab
 from s8lib.machine.device import pick_device, pick_precision
 from s8lib.run.folder import RunFolder
+from tests.hub_endpoints import READ, WRITE
+from tests.local_hub import serve
 from tests.saves import Machine
 
 FAKE = Path(__file__).parent / "fake_colab"
@@ -76,7 +78,15 @@ def test_a_variable_alone_does_not_make_a_colab(monkeypatch: pytest.MonkeyPatch)
 def test_checks_say_one_line_each_and_no_path(lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("S8_DATA", raising=False)
     s8.colab.checks(lines.append)
-    assert [line.split(":")[0] for line in lines] == ["GPU", "precision", "RAM", "disk", "versions", "data"]
+    assert [line.split(":")[0] for line in lines] == [
+        "GPU",
+        "precision",
+        "RAM",
+        "disk",
+        "versions",
+        "data",
+        "Hugging Face token",
+    ]
     precision = pick_precision(pick_device())
     assert lines[1] == f"precision: {precision}"
     assert f"torch {torch.__version__}" in lines[4]
@@ -89,7 +99,7 @@ def test_checks_know_where_the_data_will_come_from(
 ) -> None:
     def data() -> str:
         s8.colab.checks(lines.append)
-        return lines[-1]
+        return lines[-2]
 
     monkeypatch.delenv("S8_DATA", raising=False)
     monkeypatch.setenv("S8_CACHE", str(tmp_path / "cache"))
@@ -126,7 +136,7 @@ def test_nothing_is_made_under_the_mountpoint_before_it_is_mounted(
     for failing in ("refused", "failed", "timeout", "unsupported"):
         monkeypatch.setenv("FAKE_COLAB_MOUNT", failing)
         with pytest.raises(colab.ColabError, match="run this cell again and allow the access") as refusal:
-            s8.colab.mount_drive()
+            s8.colab.mount_drive(keep="drive")
         assert "\n" not in str(refusal.value)
         assert not list(content.iterdir())
     monkeypatch.delenv("FAKE_COLAB_MOUNT")
@@ -136,7 +146,7 @@ def test_nothing_is_made_under_the_mountpoint_before_it_is_mounted(
 def test_files_in_the_way_of_the_mount_are_named_with_what_to_do(content: Path) -> None:
     (content / "drive" / "MyDrive" / "s8lib").mkdir(parents=True)  # a notebook that wrote before it mounted
     with pytest.raises(colab.ColabError, match="written to this machine before Drive was mounted: move them away"):
-        s8.colab.mount_drive()
+        s8.colab.mount_drive(keep="drive")
     shutil.move(content / "drive", content / "drive-before")
     assert s8.colab.mount_drive().is_dir()
 
@@ -150,7 +160,27 @@ def test_a_folder_outside_my_drive_is_refused(content: Path, folder: str) -> Non
 def test_a_folder_that_cannot_be_made_on_drive_is_refused(content: Path, tmp_path: Path) -> None:
     (tmp_path / "cloud" / "s8lib").write_text("a file of that name")
     with pytest.raises(colab.ColabError, match="cannot be used .*s8lib"):
-        s8.colab.mount_drive()
+        s8.colab.mount_drive(keep="drive")
+
+
+@pytest.mark.parametrize("failing", ["refused", "unsupported", "here"])
+def test_without_a_drive_a_run_stays_on_this_machine_which_is_said_and_is_not_given_back(
+    content: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    monkeypatch.setenv("FAKE_COLAB_MOUNT", failing)
+    import google.colab  # noqa: F401  (the fake moves /content)
+
+    kept = s8.colab.mount_drive("s8lib-runs", "here" if failing == "here" else "auto", lines.append)
+    assert lines[-1] == "runs are kept on this machine only: when Colab takes it back, they are gone"
+    assert ("Google Drive cannot be used" in lines[0]) == (failing != "here")
+    run = s8.colab.run_folder(kept, "quick", lines.append)
+    assert (run.path, run.copies) == (content / "s8lib-runs" / "quick", [])
+    with run.lock():
+        Machine(run.path, lines=lines).save(1)
+    assert s8.find_run("", kept).path == run.path
+    s8.colab.finish(run, disconnect=True, say=lines.append)
+    assert "this machine is kept" in lines[-1]
+    assert not (content / "unassigned").exists()
 
 
 def test_elsewhere_runs_are_kept_in_a_local_folder(lines: list[str]) -> None:
@@ -268,6 +298,47 @@ def test_colabs_secret_comes_first(content: Path, lines: list[str], monkeypatch:
     monkeypatch.setenv("HF_TOKEN", "another")
     assert s8.colab.hf_token(lines.append) == TOKEN
     assert lines == ["Hugging Face token: from the Colab secret HF_TOKEN"]
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (WRITE, "'s; it can publish"),
+        (READ, "'s; it can only read: publishing needs"),
+        ("hf_unknown", "this token is not valid"),
+    ],
+)
+def test_checks_tell_whose_token_it_is_and_whether_it_may_write(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, token: str, said: str
+) -> None:
+    with serve() as hub:
+        for name, value in hub.environment(tmp_path).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("HF_TOKEN", token)
+        s8.colab.checks(lines.append)
+    assert said in lines[-1]
+    assert token not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("raise BackendError('Unexpected response from the service.')", "attach it to this notebook"),
+        ("raise ConnectionError('Connection error.')", "is this notebook's internet on?"),
+        (f"return {{'HF_TOKEN': {TOKEN!r}}}[label]", "from the Kaggle secret HF_TOKEN"),
+    ],
+)
+def test_kaggles_secret_is_taken_or_missed_with_advice(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch, answer: str, said: str
+) -> None:
+    errors = "class CredentialError(Exception): pass\nclass BackendError(Exception): pass\n"
+    client = f"class UserSecretsClient:\n    def get_secret(self, label):\n        {answer}\n"
+    (tmp_path / "kaggle_secrets.py").write_text(errors + client)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = s8.colab.hf_token(lines.append)
+    del sys.modules["kaggle_secrets"]
+    assert found == (TOKEN if "return" in answer else None)
+    assert said in lines[-1]
 
 
 def test_elsewhere_a_missing_token_is_told(lines: list[str]) -> None:

@@ -1,0 +1,52 @@
+# @title Install { display-mode: "form" }
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import distributions, version
+from pathlib import Path
+from urllib.parse import unquote
+from urllib.request import urlopen
+
+ADDRESS = ""  # @param {type:"string"}
+EXTRAS = ""
+
+
+def project():
+    """Where this project is: ADDRESS, a checkout at hand, or what this notebook was opened from on Colab."""
+    drive, inputs = Path("/content/drive/MyDrive"), Path("/kaggle/input")
+    for folder in (Path(ADDRESS or "."), Path(".."), *drive.glob("*"), *inputs.glob("*")):
+        if (folder / "s8lib" / "hub_client.py").exists():
+            copy = tempfile.mkdtemp()  # to build in: the folder may be read-only
+            rest = shutil.ignore_patterns(".*", "*runs", "build")
+            shutil.copytree(folder, copy, ignore=rest, dirs_exist_ok=True)
+            return Path(copy).as_uri()
+    if "COLAB_JUPYTER_IP" in os.environ and not ADDRESS:
+        here = os.environ["COLAB_JUPYTER_IP"] + ":" + os.environ.get("KMP_TARGET_PORT", "9000")
+        opened = unquote(urlopen(f"http://{here}/api/sessions", timeout=20).read().decode())
+        if "github.com/" not in opened:  # a copy on Drive, whose first cell has the badge
+            from google.colab import _message
+
+            opened = json.dumps(_message.blocking_request("get_ipynb", timeout_sec=20))
+        if found := re.search(r'github(?:\.com)?/([\w.-]+/[\w.-]+)/blob/([^"\s]+)/[^/"\s]+\.ipynb', opened):
+            return f"https://github.com/{found[1]}/archive/{found[2]}.zip"
+    if "COLAB_JUPYTER_IP" in os.environ and not drive.exists() and ADDRESS[:14] in ("", "/content/drive"):
+        from google.colab import drive as google_drive
+
+        google_drive.mount("/content/drive")
+        return project()
+    if not ADDRESS:
+        raise ValueError("say in ADDRESS where your copy of s8lib is: git+https://..., or a folder")
+    return ADDRESS
+
+
+if not [*distributions(name="s8lib")]:
+    # What is here stays: pip must not replace the build of PyTorch that was made for these GPUs.
+    here = [name for name in ("torch", "torchvision", "numpy") if [*distributions(name=name)]]
+    asked = [f"{name}=={version(name)}" for name in here] + [f"s8lib{EXTRAS} @ {project()}"]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *asked], check=True)
+    importlib.invalidate_caches()
