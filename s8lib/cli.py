@@ -1,4 +1,4 @@
-"""The command line: `python -m s8lib train`, `evaluate`, `report`, `publish`, in the library's vocabulary."""
+"""Train, keep and publish a WideResNet on CIFAR-100. `s8lib COMMAND --help` tells more of each command."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from s8lib.validation import BadInput
 if TYPE_CHECKING:
     import torch
 
+    from s8lib.models.network import Network
+
 DONE, FAULT, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too
     try:
         options.command(options)
-    except (BadInput, s8.RunFault, OSError) as error:
+    except (BadInput, s8.RunFault, OSError, ImportError) as error:  # ImportError: an extra, such as gradio
         if _is_first_rank():  # every rank finds the same error
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, BadInput) else FAULT
@@ -76,15 +78,10 @@ def _recipe(options: argparse.Namespace, device: torch.device) -> s8.Recipe:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    model = _network(options)  # before the data: it may be missing, and they a download
     device, data = _device(options), s8.choose_data(options.data)
-    source: str | Path = options.model
     if options.run:
-        run = s8.RunFolder(options.run)
-        run.refuse_other_data(data)
-        epoch, source = run.best_weights()
-        print(f"{options.run}: {run.log().summary()}")
-        print(f"measuring the best weights, epoch {epoch}")
-    model = s8.load_model(source)
+        s8.RunFolder(options.run).refuse_other_data(data)
     model.refuse_other_classes(len(data.classes))
     metrics = s8.evaluate(model, data.test, device, options.precision, flips=options.flips)
     views = ", each averaged with its mirror image" if options.flips else ""
@@ -94,6 +91,43 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n", encoding="utf-8")
 
 
+def _network(options: argparse.Namespace) -> Network:
+    """What `--model` names, or the best weights of `--run`."""
+    if not options.run:
+        return s8.load_model(options.model)
+    run = s8.RunFolder(options.run)
+    epoch, weights = run.best_weights()
+    print(f"{options.run}: {run.log().summary()}\nthese are the best weights, of epoch {epoch}")
+    return s8.load_model(weights)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    model = _network(options)
+    for picture in options.pictures:
+        (guesses,) = s8.predict(model, picture)
+        names = ", ".join(f"{guess.name.replace('_', ' ')} {guess.probability:.0%}" for guess in guesses)
+        print(f"{picture}: {names}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from s8lib.publish.export import export_onnx, export_program
+
+    model = _network(options)
+    for what, name, export in (("onnx", "model.onnx", export_onnx), ("program", "model.pt2", export_program)):
+        if what in options.to:
+            print(export(model, options.out / name).path)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from s8lib.publish.demo import build_demo
+
+    build_demo(_network(options)).launch(inbrowser=True)
+
+
+def _checks(options: argparse.Namespace) -> None:
+    s8.colab.checks()
+
+
 def _report(options: argparse.Namespace) -> None:
     device, run = _device(options), s8.RunFolder(options.run)
     data = s8.choose_data(options.data) if options.data else _data_at_hand(run)
@@ -101,6 +135,7 @@ def _report(options: argparse.Namespace) -> None:
         run, data, target=options.target, film=not options.no_video, device=device, precision=options.precision
     )
     print(s8.report.contents(run))
+    print(run.log().summary())
 
 
 def _data_at_hand(run: s8.RunFolder) -> s8.Cifar100 | None:
@@ -147,7 +182,8 @@ def _named(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m s8lib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="s8lib", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"s8lib {s8.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     common = argparse.ArgumentParser(add_help=False)
@@ -172,10 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--hub-private", action="store_true", help="if that repository has to be made, make it private")
     command.set_defaults(command=_train)
 
-    command = commands.add_parser("evaluate", parents=[common], help="measure saved weights on the test set")
-    source = command.add_mutually_exclusive_group(required=True)
+    weights = argparse.ArgumentParser(add_help=False)
+    source = weights.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
     source.add_argument("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
+
+    command = commands.add_parser("evaluate", parents=[common, weights], help="measure weights on the test set")
     command.add_argument("--flips", action="store_true", help="average each image's answer with its mirror's")
     command.add_argument("--json", type=_named, metavar="FILE", help="also write every number here")
     command.set_defaults(command=_evaluate)
@@ -186,6 +224,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", type=float, metavar="PERCENT", help="a test accuracy to draw as a line")
     add("--no-video", action="store_true", help="leave out epoch_log.mov")
     command.set_defaults(command=_report)
+
+    command = commands.add_parser("predict", parents=[weights], help="say what is on pictures")
+    command.add_argument("pictures", nargs="+", metavar="PICTURE", help="image files of any size")
+    command.set_defaults(command=_predict)
+
+    command = commands.add_parser("export", parents=[weights], help="write weights for others: ONNX, torch.export")
+    kinds = ("onnx", "program")
+    command.add_argument(
+        "--to", nargs="+", choices=kinds, default=kinds, help="model.onnx, model.pt2; default both"
+    )
+    command.add_argument("--out", type=_named, default=Path(), metavar="DIR", help="default: here")
+    command.set_defaults(command=_export)
+
+    command = commands.add_parser("demo", parents=[weights], help="open a page to try weights on; needs gradio")
+    command.set_defaults(command=_demo)
+
+    command = commands.add_parser("checks", help="say what this machine can do")
+    command.set_defaults(command=_checks)
 
     command = commands.add_parser("publish", help="send what a run holds to the Hugging Face Hub")
     command.add_argument("--run", type=_named, metavar="DIR", required=True, help="the run's folder")

@@ -16,6 +16,7 @@ from s8lib.data.augment import SIDE
 from s8lib.data.cifar100 import CLASSES, SUPERCLASS_OF
 from s8lib.metrics import predict_logits
 from s8lib.models.weights import ModelError
+from s8lib.validation import BadInput
 
 # `prepare` in words. A whole square is kept rather than squeezed: a squeezed car is no longer the shape of a car.
 PREPARATION = (
@@ -24,7 +25,7 @@ PREPARATION = (
 )
 
 
-class ImageError(ValueError):
+class ImageError(BadInput):
     """Something that is no image, or none that can be read; the message says which one."""
 
 

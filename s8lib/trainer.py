@@ -19,6 +19,7 @@ from s8lib.data import augment
 from s8lib.data.batches import Batch, EpochPlan, plan_epoch, seed_dropout
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.cifar100 import holdout as holdout_split
+from s8lib.forecast import forecast, in_words, seconds_left, until
 from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
 from s8lib.machine.device import (
     autocast,
@@ -163,6 +164,12 @@ def train(
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
 
+        batch = plan_epoch(recipe, len(log), recipe.batch_size, device).batch(0, ranks)
+        model.set_dropout(recipe.at(len(log)).dropout)
+        try_out(loss_of, network, batch)  # the first one is slower than those that follow
+        step = try_out(loss_of, network, batch)
+        say(forecast(recipe, len(log), step, len(train_set), len(data.test), device.type))
+
         for epoch in range(len(log), recipe.epochs):
             started = time.perf_counter()
             knobs = recipe.at(epoch)
@@ -202,7 +209,8 @@ def train(
                 states = model.state_dict(), optimizer.state_dict(), scaler.state_dict()
                 save_best = partial(save_model, model) if log.best is log[-1] else None
                 run.save(Checkpoint(identity, *states, log.rows, used), save_best)
-            say(log.line(recipe.epochs))
+            left = seconds_left(recipe, epoch + 1, epoch, log[-1].seconds)
+            say(log.line(recipe.epochs) + (f"  {in_words(left)} left, {until(left)}" if left else ""))
             if watch and ranks.first:
                 watch(log)
             if recipe.out_of_patience([row.selection_acc for row in log]):
@@ -278,17 +286,21 @@ def loss_function(network: nn.Module, train_set: Split, device: torch.device, pr
     return loss_of
 
 
-def try_out(loss_of: LossOf, network: nn.Module, batch: Batch) -> None:
-    """Run one forward and backward pass, which compiles both, and leave nothing changed."""
+def try_out(loss_of: LossOf, network: nn.Module, batch: Batch) -> float:
+    """Run one forward and backward pass, which compiles both, and leave nothing changed; its seconds."""
+    started = time.perf_counter()
     buffers = [buffer.clone() for buffer in network.buffers()]
     network.train()
     try:
-        loss_of(batch)[0].backward()
+        loss = loss_of(batch)[0]
+        loss.backward()
+        loss.item()  # waits for the device
     finally:
         network.zero_grad()
         with torch.no_grad():
             for buffer, before in zip(network.buffers(), buffers, strict=True):
                 buffer.copy_(before)
+    return time.perf_counter() - started
 
 
 def _check_finite(losses: Tensor, epoch: int, ranks: Ranks, run: RunFolder | None) -> None:

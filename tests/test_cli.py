@@ -19,6 +19,7 @@ import s8lib as s8
 from s8lib import cli
 from s8lib.data import synthetic
 from s8lib.machine.ranks import Ranks
+from s8lib.publish.demo import example_images
 from s8lib.session import check_fit
 from tests.runs import MODEL, assert_same_bits, command, finish, outcome, recipe, small_model
 
@@ -29,14 +30,14 @@ TRAIN = ("train", "--data", "synthetic", "--recipe", "quick", "--model", MODEL, 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("whole") / "run"
-    code, output = finish(command(*TRAIN, "--set", "batch_size=125", "--run", run))
+    code, output = finish(command(*TRAIN, "--set", "batch_size=124", "--run", run))
     assert code == 0, output
     return run, output
 
 
 def start_and_wait_for_epoch(run: Path, epoch: int) -> subprocess.Popen[str]:
     """Start the run of `whole_run` and return in the middle of the epoch after `epoch`."""
-    process = command(*TRAIN, "--set", "batch_size=125", "--run", run)
+    process = command(*TRAIN, "--set", "batch_size=124", "--run", run)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"epoch   {epoch}/"):
@@ -53,7 +54,7 @@ def test_a_run_killed_in_mid_epoch_and_started_again_equals_an_uninterrupted_one
     process.kill()
     finish(process)
     assert 1 <= len(s8.EpochLog.read(run / "epoch_log.csv")) < 3
-    code, output = finish(command(*TRAIN, "--set", "batch_size=125", "--run", run))
+    code, output = finish(command(*TRAIN, "--set", "batch_size=124", "--run", run))
     assert code == 0, output
     assert_same_bits(outcome(run), outcome(whole_run[0]))
 
@@ -79,7 +80,7 @@ def test_the_log_is_a_line_an_epoch_and_the_run_ends_with_final_and_best(whole_r
 
 
 def test_a_finished_run_says_so(whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*TRAIN, "--set", "batch_size=125", "--run", str(whole_run[0])]) == 0
+    assert cli.main([*TRAIN, "--set", "batch_size=124", "--run", str(whole_run[0])]) == 0
     assert "this run is finished" in capsys.readouterr().out
 
 
@@ -168,7 +169,7 @@ def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
 def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
     tmp_path: Path, whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("--set", "batch_size=125", "--set", "dropout=0.3", "--set", "image_size=8", "--precision", "fp32")
+    settings = ("--set", "batch_size=124", "--set", "dropout=0.3", "--set", "image_size=8", "--precision", "fp32")
     code, output = torchrun(2, "-m", "--", "s8lib", *TRAIN, *settings, "--run", tmp_path / "two")
     assert code == 0, output
     assert output.count("epoch   1/3") == 1, "rank 0 alone speaks"
@@ -208,7 +209,7 @@ def test_ranks_hold_the_same_weights_and_statistics_after_training(tmp_path: Pat
 def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused_by_each(tiny: s8.Cifar100) -> None:
     for rank in (0, 1):
         with pytest.raises(s8.RecipeError, match="batch_size = 125: cannot be shared evenly among 2 ranks"):
-            check_fit(recipe(batch_size=125), small_model(), tiny, 200, Ranks(rank, 2), False, torch.device("cpu"))
+            check_fit(recipe(batch_size=124), small_model(), tiny, 200, Ranks(rank, 2), False, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -224,3 +225,38 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(statement: str, unwanted: s
     probe = f"import atexit, sys, s8lib; atexit.register(lambda: print({loaded}))"
     done = subprocess.run([sys.executable, "-c", f"{probe}; {statement}"], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_command_for_each_thing_and_help_and_version_load_no_torch() -> None:
+    for arguments in (["--version"], ["--help"], ["predict", "--help"]):
+        code, output = finish(command(*arguments, PYTHONPROFILEIMPORTTIME="1"))
+        assert code == 0
+        assert not re.search(r"\| +(torch|numpy|matplotlib)$", output, re.MULTILINE)
+    commands = ("train", "evaluate", "report", "publish", "predict", "export", "demo", "checks")
+    help_text = finish(command("--help"))[1]
+    assert all(re.search(rf"^    {name} ", help_text, re.MULTILINE) for name in commands)
+
+
+def test_a_missing_run_or_model_is_told_before_any_data_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("S8_DATA", str(tmp_path / "no data"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for source in (("--run", tmp_path / "nope"), ("--model", tmp_path / "nope")):
+        assert cli.main(["evaluate", *map(str, source)]) == 2
+        assert "nope" in capsys.readouterr().err
+
+
+def test_trained_weights_predict_and_are_exported(
+    whole_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "sea.png"
+    example_images()[1].save(picture)
+    assert cli.main(["predict", "--run", str(whole_run[0]), str(picture)]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(rf"{re.escape(str(picture))}: ([\w ]+ \d+%(, )?){{5}}", line)
+    assert cli.main(["predict", "--run", str(whole_run[0]), str(tmp_path / "nope.png")]) == 2
+    assert "nope.png" in capsys.readouterr().err
+    assert cli.main(["export", "--run", str(whole_run[0]), "--to", "program", "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "model.pt2")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt2"]

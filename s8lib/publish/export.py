@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from s8lib.data.augment import SIDE, normalize
 from s8lib.report.card import Export
 from s8lib.run.save import replacing
+from s8lib.validation import BadInput
 
 OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it
 BATCHES = (1, 2, 7)  # sizes to verify with; the graphs are traced at 2
 
 
-class ExportError(RuntimeError):
+class ExportError(BadInput):
     """A network that was not exported; the message says why, and no file was written."""
 
 

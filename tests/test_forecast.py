@@ -1,0 +1,50 @@
+"""How long a run will take, in words."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import s8lib as s8
+from s8lib.forecast import forecast, in_words, seconds_left, until
+from tests.runs import train
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59, "59 s"), (61, "2 min"), (3599, "1 h 0 min"), (3 * 3600 + 59 * 60 + 59, "4 h 0 min")],
+)
+def test_a_duration_is_told_as_precisely_as_it_is_known(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_the_end_is_a_clock_time_and_says_which_day() -> None:
+    assert re.fullmatch(r"until \d\d:\d\d( tomorrow)?", until(60))
+    assert until(86_400).endswith(" tomorrow")
+    assert until(3 * 86_400).endswith(" in 3 days")
+
+
+def test_epochs_of_small_images_count_by_their_area() -> None:
+    recipe = s8.QUICK.with_settings({"epochs": 4, "phase1_epochs": 2, "warmup_epochs": 1, "image_size": (16, 32)})
+    assert seconds_left(recipe, 0, 0, 1.0) == 2 * 1 + 2 * 4
+    assert seconds_left(recipe, 3, 2, 4.0) == 4
+    assert seconds_left(recipe, 4, 3, 4.0) == 0
+
+
+def test_a_long_run_is_told_what_would_be_shorter() -> None:
+    long = forecast(s8.SEED_100, 0, 0.2, 50_000, 10_000, "cuda")
+    assert re.match(r"about 1 h 10 min, until .*; the recipe quick shows a result .*goes on when", long)
+    slow = forecast(s8.QUICK, 0, 3.0, 50_000, 10_000, "cpu")
+    assert re.search(r"; a new run of \d epochs would end within 20 min", slow)
+    assert re.fullmatch(r"about \d+ s, until [^;]*\.", forecast(s8.QUICK, 0, 0.01, 50_000, 10_000, "cuda"))
+
+
+def test_a_run_says_how_long_it_will_take_and_after_each_epoch_what_is_left(tiny: s8.Cifar100) -> None:
+    lines: list[str] = []
+    train(None, tiny, lines=lines)
+    (first,) = (number for number, line in enumerate(lines) if line.startswith("epoch   1/"))
+    assert re.match(r"about \d+ s, until \d\d:\d\d", lines[first - 1])
+    assert [bool(re.search(r" left, until \d\d:\d\d", line)) for line in lines[first : first + 6]] == [
+        True
+    ] * 5 + [False]
