@@ -113,6 +113,7 @@ def _export(options: argparse.Namespace) -> None:
     from s8lib.publish.export import export_onnx, export_program
 
     model = _network(options)
+    options.out.mkdir(parents=True, exist_ok=True)
     for what, name, export in (("onnx", "model.onnx", export_onnx), ("program", "model.pt2", export_program)):
         if what in options.to:
             print(export(model, options.out / name).path)

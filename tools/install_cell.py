@@ -1,4 +1,5 @@
 # @title Install { display-mode: "form" }
+import contextlib
 import importlib
 import json
 import os
@@ -19,16 +20,17 @@ EXTRAS = ""
 def project():
     """Where this project is: ADDRESS, a checkout at hand, or what this notebook was opened from on Colab."""
     drive, inputs = Path("/content/drive/MyDrive"), Path("/kaggle/input")
-    for folder in (Path(ADDRESS or "."), Path(".."), *drive.glob("*"), *inputs.glob("*")):
+    for folder in (Path(ADDRESS), Path(), Path(".."), *drive.glob("*"), *inputs.glob("*")):
         if (folder / "s8lib" / "hub_client.py").exists():
             copy = tempfile.mkdtemp()  # to build in: the folder may be read-only
             rest = shutil.ignore_patterns(".*", "*runs", "build")
             shutil.copytree(folder, copy, ignore=rest, dirs_exist_ok=True)
             return Path(copy).as_uri()
-    if "COLAB_JUPYTER_IP" in os.environ and not ADDRESS:
-        here = os.environ["COLAB_JUPYTER_IP"] + ":" + os.environ.get("KMP_TARGET_PORT", "9000")
-        opened = unquote(urlopen(f"http://{here}/api/sessions", timeout=20).read().decode())
-        if "github.com/" not in opened:  # a copy on Drive, whose first cell has the badge
+    if "COLAB_JUPYTER_IP" in os.environ:
+        here, opened = os.environ["COLAB_JUPYTER_IP"] + ":" + os.environ.get("KMP_TARGET_PORT", "9000"), ""
+        with contextlib.suppress(OSError):  # then ADDRESS has to do
+            opened = unquote(urlopen(f"http://{here}/api/sessions", timeout=20).read().decode())
+        if "github.com/" not in opened and not ADDRESS:  # a copy on Drive, whose first cell has the badge
             from google.colab import _message
 
             opened = json.dumps(_message.blocking_request("get_ipynb", timeout_sec=20))

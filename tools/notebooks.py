@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -46,9 +47,28 @@ def store(notebooks: list[Path]) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copytree(ROOT / "results", folder / "results")
+        remote = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
         for notebook in notebooks:
+            content = nbformat.read(notebook, as_version=4)
+            dress(content, notebook.name, remote.stdout.strip())
+            nbformat.write(content, notebook)
             run(notebook, folder, folder / notebook.name)
             keep(nbformat.read(folder / notebook.name, as_version=4), notebook)
+
+
+def dress(content: nbformat.NotebookNode, name: str, origin: str) -> None:
+    """Give a notebook the cell that installs, and a badge that opens it on Colab if the project is on GitHub."""
+    (cell,) = (cell for cell in content.cells if cell.source.startswith("# @title Install"))
+    extras = re.search(r"^EXTRAS = .*", cell.source, re.MULTILINE)
+    cell.source = (ROOT / "tools" / "install_cell.py").read_text(encoding="utf-8").rstrip()
+    cell.source = cell.source.replace('EXTRAS = ""', extras[0] if extras else 'EXTRAS = ""')
+    found = re.fullmatch(r"(?:https://|git@|ssh://git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?", origin)
+    content.cells[0].source = re.sub(r"^\[!\[Open in Colab.*\n\n", "", content.cells[0].source)
+    if found:
+        colab = "https://colab.research.google.com"
+        badge = f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{found[1]}/blob/main/{name})"
+        content.cells[0].source = f"{badge}\n\n{content.cells[0].source}"
+        cell.source = cell.source.replace('ADDRESS = ""', f'ADDRESS = "git+https://github.com/{found[1]}"')
 
 
 def keep(content: nbformat.NotebookNode, notebook: Path) -> None:

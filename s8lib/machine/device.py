@@ -101,7 +101,9 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = cudnn_before
 
 
-def compile_or_eager(step: Callable[..., Any], try_out: Callable[[Any], None], say: Callable[[str], None]) -> Any:
+def compile_or_eager(
+    step: Callable[..., Any], try_out: Callable[[Any], object], say: Callable[[str], None]
+) -> Any:
     """`step` compiled, if `try_out(compiled)` gets through, else `step` itself and one line about why."""
     from torch._dynamo.exc import TorchDynamoException  # here: it takes seconds to import
 

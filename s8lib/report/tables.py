@@ -67,11 +67,17 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def reference_runs(folder: str | Path = "results") -> None:
-    """Print what each run in `folder` reached, on which hardware and commit; in a notebook show its curves."""
+def reference_runs(folder: str | Path | None = None) -> None:
+    """Print what each run in `folder` reached, on which hardware and commit; in a notebook show its curves.
+
+    By default these are the project's own runs, which come with the package.
+    """
+    package = Path(__file__).parents[1]
+    if folder is None:  # a checkout has them beside the package, as people look for them there
+        folder = package / "results" if (package / "results").exists() else package.parent / "results"
     logs = sorted(Path(folder).rglob("epoch_log.csv"))
     if not logs:
-        print(f"there are no results in {folder} beside this notebook; the project's copy has them")
+        print(f"there are no results in {folder}")
     for path in logs:
         run, recipe = RunFolder(path.parent), Recipe.load(path.parent / "recipe.json")
         *_, machine = [{}, *run.sessions()]

@@ -7,6 +7,8 @@ Put the folder above `google` on PYTHONPATH (`google` itself is a namespace that
     FAKE_COLAB_DRIVE     a folder that plays My Drive; it outlives machines. To lose a machine, kill its processes
                          and delete its content (the mount in it is a link, so that My Drive stays)
 
+    FAKE_COLAB_NOTEBOOK  the notebook that is open, as JSON: what the front end answers to `get_ipynb`
+
 and, to see it misbehave,
 
     FAKE_COLAB_MOUNT     refused, failed, timeout, unsupported: how `drive.mount` fails

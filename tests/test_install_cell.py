@@ -1,0 +1,143 @@
+"""The notebooks' first cell finds the project with nothing typed; `make door` has it really install."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import quote
+
+import nbformat
+import pytest
+
+import s8lib as s8
+from tests.test_colab import content  # noqa: F401  (a fixture)
+
+ROOT = Path(s8.__file__).parents[1]
+CELL = (ROOT / "tools" / "install_cell.py").read_text(encoding="utf-8")
+REPO = "https://github.com/someone/s8lib.fork"
+
+
+@pytest.mark.parametrize("name", ["session_8.ipynb", "save_to_hugging_face.ipynb"])
+def test_both_notebooks_begin_with_that_cell(name: str) -> None:
+    first = next(cell for cell in nbformat.read(ROOT / name, as_version=4).cells if cell.cell_type == "code")
+    kept = [line for line in first.source.splitlines() if not line.startswith(("EXTRAS = ", "ADDRESS = "))]
+    assert kept == [line for line in CELL.splitlines() if not line.startswith(("EXTRAS = ", "ADDRESS = "))]
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What pip was asked for, in an empty working folder on a machine without s8lib."""
+    asked: list[list[str]] = []
+    find = metadata.distributions
+    monkeypatch.setattr(metadata, "distributions", lambda **k: () if k.get("name") == "s8lib" else find(**k))
+    monkeypatch.setattr(subprocess, "run", lambda command, check: asked.append(command[2:]))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("COLAB_JUPYTER_IP", "KMP_TARGET_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    return asked
+
+
+def run_cell(tmp_path: Path, address: str = "") -> None:
+    source = CELL.replace('ADDRESS = ""', f"ADDRESS = {address!r}")
+    source = source.replace("/content/drive", str(tmp_path / "content" / "drive"))
+    exec(compile(source.replace("/kaggle/input", str(tmp_path / "input")), "cell", "exec"), {})
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Colab's own server, which tells from where the notebook was opened: the one path in this list."""
+    paths: list[str] = []
+
+    class Sessions(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps([{"path": path, "name": "session_8.ipynb"} for path in paths]).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sessions)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1")
+    monkeypatch.setenv("KMP_TARGET_PORT", str(server.server_port))
+    yield paths
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_is_installed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("nothing is to be installed"))
+    run_cell(tmp_path)
+
+
+@pytest.mark.parametrize("branch", ["main", "feature/x"])
+def test_opened_from_github_on_colab_that_very_revision_is_installed_and_torch_stays(
+    tmp_path: Path, asked: list[list[str]], opened: list[str], branch: str
+) -> None:
+    opened.append("fileId=" + quote(f"{REPO}/blob/{branch}/session_8.ipynb"))
+    run_cell(tmp_path, "git+https://github.com/typed/elsewhere")
+    (command,) = asked
+    assert command[-1] == f"s8lib @ {REPO}/archive/{branch}.zip"
+    assert f"torch=={metadata.version('torch')}" in command
+    assert f"numpy=={metadata.version('numpy')}" in command
+
+
+def test_a_copy_on_drive_finds_the_project_by_the_badge_in_its_first_cell(
+    tmp_path: Path,
+    content: Path,  # noqa: F811
+    asked: list[list[str]],
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened.append("fileId=1a2b3c")
+    page = "https://colab.research.google.com/github/someone/s8lib.fork/blob/main/session_8.ipynb"
+    badge = f"[![Open in Colab](x.svg)]({page})"
+    monkeypatch.setenv("FAKE_COLAB_NOTEBOOK", json.dumps({"cells": [{"source": [badge, "\n", "# Title"]}]}))
+    run_cell(tmp_path)
+    assert asked[0][-1] == f"s8lib @ {REPO}/archive/main.zip"
+
+
+def test_a_copy_without_a_badge_looks_on_drive(
+    tmp_path: Path,
+    content: Path,  # noqa: F811
+    asked: list[list[str]],
+    opened: list[str],
+) -> None:
+    opened.append("fileId=1a2b3c")
+    package = tmp_path / "cloud" / "my copy" / "s8lib"
+    package.mkdir(parents=True)
+    (package / "hub_client.py").touch()
+    run_cell(tmp_path)
+    copy = Path(asked[0][-1].removeprefix("s8lib @ file://"))
+    assert (copy / "s8lib" / "hub_client.py").exists()
+
+
+@pytest.mark.parametrize("where", ["here", ".", "input/a-dataset"])
+def test_a_checkout_at_hand_is_copied_and_built_and_stays_as_it_was(
+    tmp_path: Path, asked: list[list[str]], where: str
+) -> None:
+    package = tmp_path / where / "s8lib"
+    package.mkdir(parents=True)
+    (package / "hub_client.py").touch()
+    (tmp_path / where / ".venv").mkdir()
+    os.chmod(tmp_path / where, 0o555)
+    run_cell(tmp_path, "git+https://github.com/typed/elsewhere")
+    os.chmod(tmp_path / where, 0o755)
+    copy = Path(asked[0][-1].removeprefix("s8lib @ file://"))
+    assert [path.name for path in copy.iterdir() if path.name != "here"] == ["s8lib"]
+
+
+def test_elsewhere_the_field_is_taken_and_missed_in_a_sentence(tmp_path: Path, asked: list[list[str]]) -> None:
+    run_cell(tmp_path, "git+https://github.com/typed/elsewhere")
+    assert asked[0][:3] == ["pip", "install", "--quiet"]
+    assert asked[0][-1] == "s8lib @ git+https://github.com/typed/elsewhere"
+    with pytest.raises(ValueError, match="say in ADDRESS where your copy of s8lib is"):
+        run_cell(tmp_path)
