@@ -4,7 +4,7 @@ BIN := .venv/bin
 # In this order: the second takes the run that the first leaves.
 NOTEBOOKS := session_8.ipynb save_to_hugging_face.ipynb
 
-.PHONY: run test check nbval notebooks floors
+.PHONY: run test check nbval notebooks floors door
 
 run: .venv/installed
 	$(BIN)/python tools/notebooks.py run session_8.ipynb
@@ -33,6 +33,15 @@ notebooks: .venv/installed
 # a newer one, `make floors PYTHON=python3.11`.
 floors: .venv-floors/installed
 	OMP_NUM_THREADS=1 .venv-floors/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder
+
+# Both notebooks as newcomers open them, on a fake Colab, a fake Kaggle and in plain Jupyter, where nothing is installed.
+door: .venv-door/installed
+	.venv-door/bin/python tools/door.py
+
+.venv-door/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-door
+	.venv-door/bin/python -m pip install --quiet torch torchvision ipykernel ipywidgets nbclient pexpect
+	touch $@
 
 .venv-floors/installed: pyproject.toml tools/floors.py
 	$(PYTHON) -m venv --clear .venv-floors
