@@ -13,11 +13,8 @@ import pytest
 import s8lib as s8
 from tests.runs import RECIPE, train
 
-BLOCKS = re.findall(
-    r"```python\n(.*?)```",
-    (Path(s8.__file__).parents[1] / "docs" / "runs.md").read_text(encoding="utf-8"),
-    re.DOTALL,
-)
+PAGE = Path(s8.__file__).parents[1] / "docs" / "runs.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 class Writer:
