@@ -11,7 +11,8 @@ import s8lib as s8
 from s8lib.data.batches import plan_epoch
 from s8lib.machine.ranks import ALONE
 from s8lib.optimizer import make_optimizer
-from s8lib.trainer import loss_function, train_epoch, try_out  # the loop itself: a copy would prove nothing
+from s8lib.session import try_out
+from s8lib.trainer import loss_function, train_epoch  # the loop itself: a copy would prove nothing
 
 
 class TrainerLoop:
@@ -43,7 +44,7 @@ class TrainerLoop:
         if compiled:
             self.loss_of = torch.compile(self.loss_of, dynamic=False)  # as the trainer's `compile_or_eager`
             started = time.perf_counter()
-            try_out(self.loss_of, network, plan_epoch(recipe, 0, recipe.batch_size, device).batch(0, ALONE))
+            try_out(network, model, [plan_epoch(recipe, 0, recipe.batch_size, device)], ALONE, self.loss_of)
             self.compile_seconds = time.perf_counter() - started
 
     def images_per_s(self) -> float:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from s8lib.data.batches import Batch, EpochPlan
 from s8lib.data.cifar100 import Cifar100
 from s8lib.machine.ranks import Ranks
 from s8lib.models.networks import Network
@@ -17,7 +20,7 @@ from s8lib.recipe import Recipe, RecipeError
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.folder import RunFolder, how_to_go_on
 from s8lib.run.log import EpochLog
-from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, holds
+from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, RunFault, holds
 
 
 def check_fit(
@@ -114,6 +117,56 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint, log: EpochLog) -> N
         )
 
 
+class NonFiniteLoss(RunFault):
+    """Training diverged; the message names the epoch, the step and the last good checkpoint."""
+
+
+def check_health(losses: Tensor, scale: float, epoch: int, ranks: Ranks, run: RunFolder | None) -> None:
+    """Raise, on every rank, unless the losses so far [steps] are finite and fp16's scale holds."""
+    finite = ranks.sum((~losses.isfinite()).float()) == 0
+    if not finite.all():
+        raise NonFiniteLoss(
+            f"the loss is infinite or NaN in epoch {epoch + 1}, step {int(finite.int().argmin()) + 1}; "
+            f"{how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
+        )
+    if scale < 1:  # it starts at 65,536, and every step that is skipped halves it
+        raise RunFault(
+            f"fp16 does not hold the gradients of epoch {epoch + 1} and skips its steps; {how_to_go_on(run)}. "
+            "Go on in bf16 or fp32, or take a lower lr_peak in a new run folder"
+        )
+
+
+def try_out(
+    network: nn.Module,
+    model: Network,
+    plans: Sequence[EpochPlan],
+    ranks: Ranks,
+    loss_of: Callable[[Batch], tuple[Tensor, Tensor]],
+) -> float:
+    """Run the first step of each of `plans` forward and backward, which compiles it; the seconds of the last.
+
+    Nothing stays changed but dropout's probability.
+    """
+    buffers = [buffer.clone() for buffer in network.buffers()]
+    # Ranks do not meet in the backward pass: one of them may not come so far.
+    parted = network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
+    network.train()
+    try:
+        with parted:
+            for plan in plans:
+                model.set_dropout(plan.recipe.at(plan.epoch).dropout)
+                started = time.perf_counter()
+                loss = loss_of(plan.batch(0, ranks))[0]
+                loss.backward()
+                loss.item()  # waits for the device
+    finally:
+        network.zero_grad()
+        with torch.no_grad():
+            for buffer, before in zip(network.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    return time.perf_counter() - started
+
+
 @contextlib.contextmanager
 def usual_settings() -> Iterator[None]:
     """Gradients and float32, whatever the caller has switched off or set."""
@@ -146,3 +199,8 @@ def telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> I
     except KeyboardInterrupt:
         say(f"stopped; {how_to_go_on(run)}")
         raise
+    except torch.OutOfMemoryError as error:
+        raise RunFault(
+            f"the GPU's memory is too small ({str(error).partition('. ')[0]}); {how_to_go_on(run)}. "
+            "A lower batch_size or a smaller network, in a new run folder, needs less"
+        ) from error

@@ -26,6 +26,7 @@ from s8lib.machine.device import (
     compile_or_eager,
     deterministic_algorithms,
     environment,
+    keep_memory,
     pick_compile,
     pick_device,
     pick_precision,
@@ -41,23 +42,22 @@ from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder, how_to_go_on
 from s8lib.run.log import Epoch, EpochLog, selector
-from s8lib.run.save import RunError, RunFault, identity_of
+from s8lib.run.save import RunError, identity_of
 from s8lib.session import (
+    NonFiniteLoss,
     check_fit,
+    check_health,
     lock_and_load,
     restore,
     restoring_the_start,
     telling_how_to_go_on,
+    try_out,
     usual_settings,
 )
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
 STARTS_FROM = 5000  # training images that a network may take first weights from
 LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
-
-
-class NonFiniteLoss(RunFault):
-    """Training diverged; the message names the epoch, the step and the last good checkpoint."""
 
 
 def train(
@@ -100,6 +100,7 @@ def train(
         RunFault: the run has stopped, and can go on from its last checkpoint. NonFiniteLoss is one.
     """
     device = pick_device(device)
+    keep_memory(device)
     use_compile = pick_compile(device, compile)
     pick_precision(device, precision)
     if not isinstance(model, Network):
@@ -144,15 +145,15 @@ def train(
 
         network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         if ranks.world > 1:
-            network = DistributedDataParallel(network, gradient_as_bucket_view=True)
-        eager = loss_function(network, train_set.to(device), device, precision)
-        loss_of = eager
+            # No rank sends its buffers in each step: evaluation is preceded by rank 0's.
+            network = DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
+        loss_of = eager = loss_function(network, train_set.to(device), device, precision)
+        # Each phase has its own code, and in the middle of a run it would be too late for the compiler to fail.
+        ends = [plan_epoch(recipe, at, recipe.batch_size, device) for at in (len(log), recipe.epochs - 1)]
         if use_compile:
-            model.set_dropout(recipe.at(len(log)).dropout)
-            batch = plan_epoch(recipe, len(log), recipe.batch_size, device).batch(0, ranks)
-            loss_of = compile_or_eager(eager, lambda compiled: try_out(compiled, network, batch), say)
+            loss_of = compile_or_eager(eager, partial(try_out, network, model, ends, ranks), ranks, say)
 
-        used = arithmetic(device, precision, compiled=loss_of is not eager, ranks=ranks.world)
+        used = arithmetic(device, precision, loss_of is not eager, ranks.world)
         if saved:
             tell_what_differs(saved.arithmetic, used, say)
         if run:
@@ -164,10 +165,7 @@ def train(
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
 
-        batch = plan_epoch(recipe, len(log), recipe.batch_size, device).batch(0, ranks)
-        model.set_dropout(recipe.at(len(log)).dropout)
-        try_out(loss_of, network, batch)  # the first one is slower than those that follow
-        step = try_out(loss_of, network, batch)
+        step = try_out(network, model, [ends[0]] * 2, ranks, loss_of)  # the first is slower than those that follow
         say(forecast(recipe, len(log), step, len(train_set), len(data.test), device.type))
 
         for epoch in range(len(log), recipe.epochs):
@@ -252,7 +250,7 @@ def train_epoch(
         losses[step] = loss.detach()
         hits += hit
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
-            _check_finite(losses[: step + 1], plan.epoch, ranks, run)
+            check_health(losses[: step + 1], scaler.get_scale(), plan.epoch, ranks, run)
             bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
     return TrainedEpoch(
         lr=plan.lr(step),
@@ -284,29 +282,3 @@ def loss_function(network: nn.Module, train_set: Split, device: torch.device, pr
         return loss, weight * own + (1 - weight) * partner
 
     return loss_of
-
-
-def try_out(loss_of: LossOf, network: nn.Module, batch: Batch) -> float:
-    """Run one forward and backward pass, which compiles both, and leave nothing changed; its seconds."""
-    started = time.perf_counter()
-    buffers = [buffer.clone() for buffer in network.buffers()]
-    network.train()
-    try:
-        loss = loss_of(batch)[0]
-        loss.backward()
-        loss.item()  # waits for the device
-    finally:
-        network.zero_grad()
-        with torch.no_grad():
-            for buffer, before in zip(network.buffers(), buffers, strict=True):
-                buffer.copy_(before)
-    return time.perf_counter() - started
-
-
-def _check_finite(losses: Tensor, epoch: int, ranks: Ranks, run: RunFolder | None) -> None:
-    finite = ranks.sum((~losses.isfinite()).float()) == 0
-    if not finite.all():
-        raise NonFiniteLoss(
-            f"the loss is infinite or NaN in epoch {epoch + 1}, step {int(finite.int().argmin()) + 1}; "
-            f"{how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
-        )

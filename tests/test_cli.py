@@ -206,6 +206,29 @@ def test_ranks_hold_the_same_weights_and_statistics_after_training(tmp_path: Pat
     assert digests[0] == digests[1]
 
 
+def test_a_compiler_that_fails_on_one_rank_is_left_by_all(tmp_path: Path) -> None:
+    script = tmp_path / "one_fails.py"
+    script.write_text(
+        "import os, torch, s8lib as s8\n"
+        "from tests.runs import train, recipe\n"
+        "def compile(step, **options):\n"
+        "    def compiled(batch):\n"
+        "        if os.environ['RANK'] == '1':\n"
+        "            raise OSError('no cache here')\n"
+        "        return step(batch)\n"
+        "    return compiled\n"
+        "torch.compile = compile\n"
+        "short = recipe(epochs=1, phase1_epochs=1, cycle_epochs=1)\n"
+        "lines = []\n"
+        "train(None, s8.synthetic_cifar100(0, 200, 100), recipe=short, compile='on', lines=lines)\n"
+        "print(*lines, sep='\\n')\n"
+    )
+    code, output = torchrun(2, script)
+    assert code == 0, output
+    assert "torch.compile failed (on another rank): training goes on" in output
+    assert output.count("epoch   1/1") == 1
+
+
 def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused_by_each(tiny: s8.Cifar100) -> None:
     for rank in (0, 1):
         with pytest.raises(s8.RecipeError, match="batch_size = 125: cannot be shared evenly among 2 ranks"):

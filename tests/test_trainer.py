@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import s8lib as s8
-from s8lib.data.batches import plan_epoch
+from s8lib.data.batches import Batch, plan_epoch
 from s8lib.machine.ranks import ALONE
 from s8lib.models.weights import save_model
 from s8lib.optimizer import make_optimizer
@@ -274,6 +275,37 @@ def test_fp16_whose_first_step_overflows_starts_with_clean_momentum(tiny: s8.Cif
     assert all(not entry["momentum_buffer"].any() for entry in optimizer.state.values())
 
 
+class Overflowing(torch.amp.GradScaler):
+    """Finds an infinite gradient in every step, as fp16 does in a run that it cannot hold."""
+
+    def __init__(self, device: str, enabled: bool) -> None:
+        super().__init__(device, init_scale=8.0)
+
+    def update(self, new_scale: Any = None) -> None:
+        for state in self._per_optimizer_states.values():
+            for found in state["found_inf_per_device"].values():
+                found.fill_(1)
+        super().update(new_scale)
+
+
+def test_a_collapsed_fp16_scale_stops_the_run_with_a_sentence(
+    tmp_path: Path, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", Overflowing)
+    with pytest.raises(s8.RunFault, match=r"fp16 does not hold the gradients of epoch 1 .*no checkpoint.*bf16"):
+        train(tmp_path, tiny, precision="fp32")
+    assert s8.RunFolder(tmp_path).manifest().epoch == 0
+
+
+def test_a_gpu_that_is_too_small_is_said_in_a_sentence(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    class Large(s8.WideResNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has ...")
+
+    with pytest.raises(s8.RunFault, match=r"too small \(CUDA out of memory\); no checkpoint .* lower batch_size"):
+        train(tmp_path, tiny, model=Large(10, 1))
+
+
 def test_holdout_images_choose_the_best_epoch_and_are_not_trained_on(tmp_path: Path, tiny: s8.Cifar100) -> None:
     lines: list[str] = []
     log = train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), holdout=100, lines=lines)
@@ -379,20 +411,71 @@ def test_both_networks_step_and_checkpoint_by_the_seeds_recipe(
     assert all(not torch.equal(before[key], value) for key, value in model.named_parameters())
 
 
-def test_a_compiler_that_fails_is_told_in_one_line_and_training_goes_on(
-    tiny: s8.Cifar100, uninterrupted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def no_compiler(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
+    patch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    patch.setattr(config, "force_disable_caches", True)
+
+
+def no_cache(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+
+
+def stand_in(*outcomes: Exception | None) -> Callable[[pytest.MonkeyPatch, Path], None]:
+    """A compiler whose answer to each new piece of code is one of `outcomes`, in turn."""
+
+    def replace(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        left = list(outcomes)
+
+        def compile(step: Any, **options: Any) -> Any:
+            def compiled(batch: Batch) -> Any:
+                if key(batch) not in seen:
+                    seen.add(key(batch))
+                    if error := left.pop(0):
+                        raise error
+                return step(batch)
+
+            seen: set[str] = set()
+            return compiled
+
+        def key(batch: Batch) -> str:
+            return repr(batch.policy)
+
+        patch.setattr(torch, "compile", compile)
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (no_compiler, "no-such-compiler"),
+        (no_cache, "Not a directory"),
+        (stand_in(RuntimeError("ptxas crashed\nwith a long text")), "ptxas crashed)"),
+        (stand_in(None, OSError(28, "No space left on device")), "No space left"),
+    ],
+    ids=["no C++ compiler", "unwritable cache", "phase 1", "phase 2"],
+)
+def test_a_compiler_that_fails_is_told_in_one_line_and_training_goes_on(
+    tiny: s8.Cifar100,
+    uninterrupted: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[pytest.MonkeyPatch, Path], None],
+    words: str,
+) -> None:
+    trouble(monkeypatch, tmp_path)
     torch._dynamo.reset()
     lines: list[str] = []
-    train(tmp_path, tiny, precision="fp32", compile="on", lines=lines)
-    failures = [line for line in lines if "torch.compile failed" in line]
-    assert len(failures) == 1
-    assert "\n" not in failures[0]
-    assert_same_bits(outcome(tmp_path), outcome(uninterrupted["fp32"]))
+    train(tmp_path / "run", tiny, precision="fp32", compile="on", lines=lines)
+    (failure,) = [index for index, line in enumerate(lines) if "torch.compile failed" in line]
+    assert words in lines[failure]
+    assert "\n" not in lines[failure]
+    assert "about a minute" in lines[failure - 1]
+    assert failure < next(index for index, line in enumerate(lines) if line.startswith("epoch "))
+    assert_same_bits(outcome(tmp_path / "run"), outcome(uninterrupted["fp32"]))
 
 
 def test_compiled_training_follows_eager_training(tiny: s8.Cifar100) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from s8lib import __version__
+from s8lib.machine.ranks import Ranks
 from s8lib.validation import BadInput
 
 # Deterministic algorithms need this, and torch looks at it once, at the process's first product of matrices.
@@ -102,22 +104,39 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
 
 
 def compile_or_eager(
-    step: Callable[..., Any], try_out: Callable[[Any], object], say: Callable[[str], None]
+    step: Callable[..., Any], try_out: Callable[[Any], object], ranks: Ranks, say: Callable[[str], None]
 ) -> Any:
-    """`step` compiled, if `try_out(compiled)` gets through, else `step` itself and one line about why."""
-    from torch._dynamo.exc import TorchDynamoException  # here: it takes seconds to import
-
-    torch._dynamo.reset()  # earlier runs of this process count towards a limit of recompilations
-    # dynamic=False: a value that changes, such as dropout's at a phase boundary, is compiled in anew; otherwise
-    # a resumed run would run other code than the uninterrupted one.
-    compiled = torch.compile(step, dynamic=False)
+    """`step` compiled, if `try_out(compiled)` gets through on every rank, else `step` itself and one line why."""
+    say("compiling the training step, which takes about a minute")
+    problem = ""
     try:
+        torch._dynamo.reset()  # earlier runs of this process count towards a limit of recompilations
+        # dynamic=False: a value that changes, such as dropout's at a phase boundary, is compiled in anew;
+        # otherwise a resumed run would run other code than the uninterrupted one.
+        compiled = torch.compile(step, dynamic=False)
         try_out(compiled)
-    except TorchDynamoException as error:
-        torch._dynamo.reset()
-        say(f"torch.compile failed ({_first_line(error)}): training goes on without it, more slowly")
-        return step
-    return compiled
+    # The compiler has many kinds of errors: torch's, Triton's, a file's. One of the step's own comes again in it.
+    except Exception as error:  # noqa: BLE001
+        problem = _first_line(error)
+    if not ranks.any(bool(problem)):
+        return compiled
+    torch._dynamo.reset()
+    say(f"torch.compile failed ({problem or 'on another rank'}): training goes on without it, more slowly")
+    return step
+
+
+def keep_memory(device: torch.device) -> None:
+    """On a CPU, let glibc keep the memory that a step frees for the next one, as torch does on a GPU.
+
+    By default it gives large blocks back to the system at once, which then clears every page of the next ones.
+    This holds for the whole process from then on. Nothing is done with another C library, or where the environment
+    has `MALLOC_MMAP_...` or `MALLOC_TRIM_...`.
+    """
+    tuned = any(name.startswith(("MALLOC_MMAP_", "MALLOC_TRIM_")) for name in os.environ)
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc" and not tuned:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never shrink
 
 
 def environment(device: torch.device) -> dict[str, Any]:

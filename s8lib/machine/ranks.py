@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def any(self, found: bool) -> bool:
+        """Whether it was found on any rank."""
+        device = "cuda" if self.world > 1 and dist.get_backend() == "nccl" else "cpu"
+        return bool(self.sum(torch.tensor(int(found), device=device)))
+
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank rank 0's buffers: without SyncBatchNorm each rank has its own running statistics."""
         if self.world > 1:
@@ -39,12 +45,14 @@ class Ranks:
     def share(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank; for what only rank 0 can read, such as a checkpoint."""
         box = [value]
-        if self.world > 1:
-            dist.broadcast_object_list(box, src=0)
+        if self.world > 1:  # on a CPU, and patiently: rank 0 may first have to fetch it from the Hub or Drive
+            group: Any = dist.new_group(timeout=A_DAY, backend="gloo")
+            dist.broadcast_object_list(box, src=0, group=group)
         return box[0]
 
 
 ALONE = Ranks()
+A_DAY = timedelta(days=1)
 
 
 @contextlib.contextmanager
