@@ -34,6 +34,7 @@ from s8lib.machine.device import (
 from s8lib.machine.progress import progress_bar
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
+from s8lib.models.dropout import masks_of
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer
@@ -153,7 +154,7 @@ def train(
         if use_compile:
             loss_of = compile_or_eager(eager, partial(try_out, network, model, ends, ranks), ranks, say)
 
-        used = arithmetic(device, precision, loss_of is not eager, ranks.world)
+        used = arithmetic(device, precision, loss_of is not eager, ranks.world, masks_of(model, device))
         if saved:
             tell_what_differs(saved.arithmetic, used, say)
         if run:

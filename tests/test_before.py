@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from tests.hub_endpoints import WRITE
 from tests.local_hub import LocalHub, client_of, serve
 from tests.runs import assert_same_bits, outcome, recipe, train
 
-SHORT = recipe(epochs=3, phase1_epochs=2)
+SHORT = recipe(epochs=3, phase1_epochs=2, dropout=(0.0, 0.0))  # whose masks have changed since
 MAKE = """
 import json, sys
 import torch
@@ -75,10 +76,10 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
         yield hub
 
 
-def made(before: Path, run: Path, **asked: Any) -> Path:
-    """Two epochs of SHORT in `run`, by the version before."""
+def made(before: Path, run: Path, schedule: s8.Recipe = SHORT, **asked: Any) -> Path:
+    """Two epochs of `schedule` in `run`, by the version before."""
     usual = s8.Recipe().to_dict()  # whatever fields have been added since have their defaults
-    recipe = {name: value for name, value in SHORT.to_dict().items() if value != usual[name]}
+    recipe = {name: value for name, value in schedule.to_dict().items() if value != usual[name]}
     done = subprocess.run(
         [sys.executable, "-P", "-c", MAKE],  # -P: the working folder holds this version
         input=json.dumps({"run": str(run), "recipe": recipe, **asked}, default=str),
@@ -107,6 +108,18 @@ def test_a_run_folder_goes_on(before: Path, tmp_path: Path, tiny: s8.Cifar100, w
     assert [row.epoch for row in run.log()] == [1, 2]
     assert run.best_weights()[0] == run.log().best.epoch
     goes_on(run, tiny, whole)
+
+
+def test_a_run_with_dropout_goes_on_and_tells_that_its_masks_differ(
+    before: Path, tmp_path: Path, tiny: s8.Cifar100
+) -> None:
+    dropping = dataclasses.replace(SHORT, dropout=(0.3, 0.2))
+    lines: list[str] = []
+    train(made(before, tmp_path, dropping), tiny, recipe=dropping, precision="fp32", lines=lines)
+    notes = [line for line in lines if "dropout masks 'torch', now '16-bit'" in line]
+    assert len(notes) == 1
+    assert "last bits" not in notes[0]
+    assert "epoch   3/3" in " ".join(lines)
 
 
 def test_a_kill_between_manifest_and_best_is_mended(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import s8lib as s8
+from s8lib.models.dropout import Dropout
 from s8lib.models.weights import save_model
 
 BOTH = ["wrn-28-10", "resnet-42"]
@@ -229,6 +230,45 @@ def test_dropout_lies_between_the_two_convolutions_of_a_block() -> None:
         block.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name))
     block(torch.randn(1, 32, 8, 8))
     assert order == ["bn1", "conv1", "bn2", "dropout", "conv2"]
+
+
+def test_on_a_cpu_dropout_drops_its_p_and_keeps_the_expectation_in_any_layout() -> None:
+    for p, dtype in ((0.3, torch.float32), (0.3, torch.bfloat16), (1e-5, torch.float32), (0.999, torch.float32)):
+        module, ones = Dropout(p), torch.ones(16, 32, 32, 33, dtype=dtype)
+        torch.manual_seed(0)
+        dropped = module(ones)
+        kept = dropped != 0
+        n, rate = ones.numel(), 1 - round(p * 65536) / 65536
+        assert abs(float(kept.double().mean()) - rate) < 5 * (rate * (1 - rate) / n) ** 0.5
+        assert dropped[kept].unique().tolist() == [
+            pytest.approx(1 / rate, rel=1e-2 if dtype == torch.bfloat16 else 1e-6)
+        ]
+        torch.manual_seed(0)
+        assert torch.equal(module(ones.to(memory_format=torch.channels_last)), dropped)
+        assert not torch.equal(module(ones), dropped), "a new mask in each call"
+        assert module.eval()(ones) is ones
+
+
+def test_dropout_masks_have_no_pattern_and_reach_the_gradient() -> None:
+    torch.manual_seed(0)
+    x = torch.ones(64, 32, 16, 16, requires_grad=True)
+    Dropout(0.5)(x).sum().backward()
+    kept = (x.grad > 0).float() * 2 - 1
+    assert set(x.grad.unique().tolist()) == {0.0, 2.0}
+    for dim in range(4):
+        neighbours = float((kept * kept.roll(1, dim)).mean())
+        assert abs(neighbours) < 5 / kept.numel() ** 0.5
+
+
+def test_dropout_compiles_without_a_graph_break_and_is_nothing_to_an_export() -> None:
+    model = small_wrn(dropout=0.3)
+    x = torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    expected = model(x)
+    torch.manual_seed(0)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(x), expected)
+    exported = torch.export.export(model.eval(), (x,))
+    assert not [node for node in exported.graph.nodes if "random" in str(node.target)]
 
 
 def test_resnet_42_keeps_its_head_dropout(full_size: Callable[[str], Any]) -> None:

@@ -11,11 +11,13 @@ import torch
 
 from s8lib.machine.device import pick_precision
 
+BEFORE = {"dropout masks": "torch"}  # what a save had that does not tell
 
-def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int) -> dict[str, Any]:
+
+def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int, masks: str) -> dict[str, Any]:
     """All of it, in primitives: two trainings with the same values, data and seed give the same bits.
 
-    On a GPU that also takes deterministic algorithms.
+    On a GPU that also takes deterministic algorithms. `masks` is what draws dropout's.
     """
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -25,6 +27,7 @@ def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int)
         "torch": str(torch.__version__),  # a subclass of str would need a pickle
         "compiled": compiled,
         "ranks": ranks,
+        "dropout masks": masks,
     }
 
 
@@ -53,9 +56,11 @@ def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Ca
     """One line, if a resumed run will not be to the bit what it would have been."""
     if not saved:
         say("NOTE: this save does not tell what its last bits depended on; where that differs, they will differ")
+    saved = {**BEFORE, **saved}
     differing = [f"{key} {saved[key]!r}, now {now!r}" for key, now in here.items() if saved.get(key, now) != now]
     if differing:
-        say(f"NOTE: weights will differ in their last bits from an uninterrupted run's: {'; '.join(differing)}")
+        bits = "" if saved["dropout masks"] != here["dropout masks"] else " in their last bits"
+        say(f"NOTE: weights will differ{bits} from an uninterrupted run's: {'; '.join(differing)}")
 
 
 def _instructions() -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from s8lib.models.dropout import Dropout
 from s8lib.models.network import Config, Network
 from s8lib.models.weights import ModelError
 from s8lib.validation import check
@@ -27,7 +28,7 @@ class WideBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = _conv3x3(in_channels, out_channels, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = _conv3x3(out_channels, out_channels, 1)
         self.shortcut: nn.Module | None = None
         if in_channels != out_channels or stride != 1:
