@@ -40,7 +40,7 @@ from s8lib.run.log import Epoch as Epoch
 from s8lib.run.log import EpochLog as EpochLog
 from s8lib.run.save import RunError as RunError
 from s8lib.run.save import RunFault as RunFault
-from s8lib.trainer import NonFiniteLoss as NonFiniteLoss
+from s8lib.session import NonFiniteLoss as NonFiniteLoss
 from s8lib.trainer import train as train
 
 __version__: str

@@ -34,6 +34,9 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input, 1 fault, 130/143 interrupted."""
     options = _parser().parse_args(arguments)
+    if "torch" not in sys.modules and not any(n.startswith(("OMP_WAIT", "GOMP_", "KMP_")) for n in os.environ):
+        # Threads that wait for each other sleep: spinning, they starve beside any other busy process.
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too

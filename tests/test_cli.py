@@ -206,6 +206,24 @@ def test_ranks_hold_the_same_weights_and_statistics_after_training(tmp_path: Pat
     assert digests[0] == digests[1]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, None)],
+)
+def test_a_commands_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
+    before: dict[str, str], after: str | None
+) -> None:
+    probe = (
+        "import os; from s8lib.cli import main; main(['evaluate', '--model', '/no/model', '--data', 'synthetic'])"
+    )
+    show = "import sys; print('torch' in sys.modules, os.environ.get('OMP_WAIT_POLICY'))"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_WAIT", "GOMP_", "KMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{probe}; {show}"], capture_output=True, text=True, env=clean | before
+    )
+    assert done.stdout.splitlines()[-1] == f"True {after}", done.stderr
+
+
 def test_a_compiler_that_fails_on_one_rank_is_left_by_all(tmp_path: Path) -> None:
     script = tmp_path / "one_fails.py"
     script.write_text(
