@@ -250,7 +250,7 @@ def test_a_compiler_that_fails_on_one_rank_is_left_by_all(tmp_path: Path) -> Non
 def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused_by_each(tiny: s8.Cifar100) -> None:
     for rank in (0, 1):
         with pytest.raises(s8.RecipeError, match="batch_size = 125: cannot be shared evenly among 2 ranks"):
-            check_fit(recipe(batch_size=124), small_model(), tiny, 200, Ranks(rank, 2), False, torch.device("cpu"))
+            check_fit(recipe(batch_size=125), small_model(), tiny, 200, Ranks(rank, 2), False, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
