@@ -62,7 +62,7 @@ def _train(options: argparse.Namespace) -> None:
     if _is_first_rank():
         print(f"run folder: {run.path}")
         if options.hub_repo is not None:
-            hub = s8.HubPublisher(options.hub_repo, private=options.hub_private)
+            hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, overwrite=options.overwrite)
     passed_on = ("precision", "compile", "deterministic", "holdout", "sync_batchnorm")
     s8.train(recipe, model, data, run, hub, device, **{name: getattr(options, name) for name in passed_on})
 
@@ -156,7 +156,9 @@ def _data_at_hand(run: s8.RunFolder) -> s8.Cifar100 | None:
 def _publish(options: argparse.Namespace) -> None:
     from s8lib.run.hub import UPLOAD_LIMIT
 
-    hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, wait=UPLOAD_LIMIT)
+    hub = s8.HubPublisher(
+        options.hub_repo, private=options.hub_private, overwrite=options.overwrite, wait=UPLOAD_LIMIT
+    )
     hub.publish(s8.RunFolder(options.run))
 
 
@@ -210,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--sync-batchnorm", action="store_true", help="normalise over all ranks' images; several GPUs only")
     add("--hub-repo", metavar="USER/NAME", help="publish there; an empty run folder goes on from what it holds")
     add("--hub-private", action="store_true", help="if that repository has to be made, make it private")
+    add("--overwrite", action="store_true", help="replace what that repository holds, another run's or anyone's")
     command.set_defaults(command=_train)
 
     weights = argparse.ArgumentParser(add_help=False)
@@ -251,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--run", type=_named, metavar="DIR", required=True, help="the run's folder")
     command.add_argument("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
     command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")
+    command.add_argument("--overwrite", action="store_true", help="replace what it holds, whosever it is")
     command.set_defaults(command=_publish)
     return parser
 

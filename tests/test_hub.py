@@ -388,16 +388,23 @@ ANOTHER = """
 import s8lib as s8
 from tests.runs import recipe, train
 data, lines = s8.synthetic_cifar100(seed=0, train=200, test=100), []
-hub = s8.HubPublisher(name, token=token, say=lines.append)
-for seed in (0, 4):
+for seed, overwrite in ((0, False), (4, False), (4, True)):
+    hub = s8.HubPublisher(name, token=token, overwrite=overwrite, say=lines.append)
     short = recipe(epochs=1, phase1_epochs=0, warmup_epochs=0, seed=seed)
-    train(f"{folder}/{seed}", data, recipe=short, hub=hub, lines=lines)
+    try:
+        train(f"{folder}/{seed}", data, recipe=short, hub=hub, lines=lines)
+    except s8.HubError as error:
+        lines.append(f"refused: {error}")
 out = lines
 """
 
 
-def test_another_run_in_the_repository_is_left_there_and_its_place_is_taken(hub: LocalHub, tmp_path: Path) -> None:
+def test_another_run_in_the_repository_is_left_there_and_replaced_only_if_asked_for(
+    hub: LocalHub, tmp_path: Path
+) -> None:
     said = in_process(hub, tmp_path / "home", ANOTHER, folder=tmp_path)
+    (refusal,) = (line for line in said if line.startswith("refused: "))
+    assert "holds another run (recipe seed is 0 there and 4 here): publish elsewhere, or say overwrite" in refusal
     assert (
         f"{NAME} on the Hub: another run is there (recipe seed is 0 there and 4 here): this one starts without"
         in said
@@ -457,9 +464,29 @@ def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
     assert "it holds epoch 20 of this very run, and is not set back" in lines[0]
     assert "epoch 10 is NOT on the Hub" in lines[1]
     other = Machine(tmp_path / "other", recipe=dataclasses.replace(RECIPE, seed=9)).until(10)
+    publishing.repo.overwrite = True
     publishing.finish(other.run)
     assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["epoch 20", "epoch 10"]
     check_consistent(hub.commits(NAME)[1], 10, tmp_path)
+
+
+def test_what_s8lib_did_not_put_there_is_replaced_only_if_that_is_asked_for_and_nothing_of_it_is_deleted(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(2)
+    bert = {name: File(b"theirs", False) for name in ("model.safetensors", "vocab.txt", "model.onnx", "README.md")}
+    hub.endpoints.repos[NAME] = Repo()
+    hub.endpoints.repos[NAME].commits.append(Commit("theirs", bert, ""))
+    for start in (publishing.publish, publishing.claim):
+        with pytest.raises(s8.HubError, match="holds 3 files that are no run of s8lib's, such as model.onnx"):
+            start(run.run)
+    assert [commit.title for commit in hub.commits(NAME)] == ["theirs"]
+    publishing.repo.overwrite = True
+    publishing.publish(run.run)
+    files = hub.commits(NAME)[-1].files
+    assert {"vocab.txt", "model.onnx", "manifest.json"} <= files.keys()
+    assert files["model.safetensors"].content != b"theirs"
 
 
 def test_what_a_later_version_of_the_library_has_published_is_not_replaced(

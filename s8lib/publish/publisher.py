@@ -28,6 +28,7 @@ class HubPublisher(Copies):
         every: epochs between commits.
         token: by default the one of this machine, or of Colab's secrets; it needs write access.
         private: whether a new repository is private.
+        overwrite: replace what is in the repository, if that is another run or none of ours.
         wait: seconds that `finish` may wait for the last commit.
         say: takes one line for people at a time.
     Raises:
@@ -42,12 +43,13 @@ class HubPublisher(Copies):
         token: str | None = None,
         private: bool = False,
         *,
+        overwrite: bool = False,
         wait: float = 300.0,
         say: Callable[[str], None] = print,
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")
-        self.repo = HubRepo(check_repo_id(repo_id), usable_token(token), private)
+        self.repo = HubRepo(check_repo_id(repo_id), usable_token(token), private, overwrite=overwrite)
         self._exports: Sequence[Export] = ()
         super().__init__(self.repo, every, wait, FIRST_PAUSE)
         try:

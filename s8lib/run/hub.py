@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, get_token
 
-from s8lib.hub_client import ask, check_repo_id, hub_errors
+from s8lib.hub_client import HubError, ask, check_repo_id, hub_errors
 from s8lib.run.place import Staged
 from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, Content, Manifest, RunError, differences, unseal
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CHECK_LIMIT = 30.0  # seconds that a look at the Hub may take
 UPLOAD_LIMIT = 1800.0  # seconds after which an upload counts as hanging; 440 MB take that long at 2 Mbit/s
+UNIMPORTANT = {".gitattributes", "README.md"}  # what a repository has when it is made
 EXPORT = re.compile(r"[^/]+\.(onnx|pt2)")  # of the weights it came with
 
 
@@ -37,14 +38,21 @@ class HubRepo:
         token: by default this machine's, if there is one.
         private: whether a new repository is private.
         revision: a branch or commit to read; by default the newest.
+        overwrite: replace what is in the repository, if that is another run or none of ours.
     """
 
     required = False  # a run that is published can begin while the Hub is out of reach
 
     def __init__(
-        self, repo_id: str, token: str | None = None, private: bool = False, revision: str | None = None
+        self,
+        repo_id: str,
+        token: str | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.repo_id, self.private, self.revision = check_repo_id(repo_id), private, revision
+        self.overwrite = overwrite
         self.token = token or get_token()  # here, as Colab gives its secrets to the main thread only
         self.title = f"{repo_id} on the Hub"
         self.address = f"https://huggingface.co/{repo_id}"
@@ -89,19 +97,21 @@ class HubRepo:
         """Nobody takes a repository over: the Hub refuses a commit if someone else's came in between."""
 
     def claim(self, here: Manifest) -> None:
-        """As `look`."""
+        """Refuse, before training, a repository whose content is not this run's."""
+        self.check()
+        self._refuse_to_replace(self._read(MANIFEST), here)
 
     def send(self, save: Staged, stop: threading.Event) -> str:
         """One commit; what it takes the place of leaves the repository's head in the same commit."""
         self.check(stop)
         there = self._read(MANIFEST, stop=stop)
-        self._refuse_to_go_back(there["contents"].get(MANIFEST, b""), save.manifest)
+        ours = self._refuse_to_replace(there, save.manifest)
         (save.folder / MANIFEST).write_bytes(save.manifest.seal())
         sha256 = {name: content.sha256 for name, content in save.manifest.files.items()}
         names = [*sha256, *save.unnamed, MANIFEST]
         commit = {
             "files": {n.removeprefix("best/"): (str(save.folder / n), sha256.get(n, "")) for n in names},
-            "outdated": [name for name in there["held"] if CHECKPOINT.fullmatch(name) or EXPORT.fullmatch(name)],
+            "outdated": [n for n in there["held"] if ours and (CHECKPOINT.fullmatch(n) or EXPORT.fullmatch(n))],
             "message": save.message,
             "parent": there["commit"],
         }
@@ -122,16 +132,25 @@ class HubRepo:
         there = self._ask("read", CHECK_LIMIT, stop, revision=self.revision, names=names)
         return there | {"contents": {name: text.encode("latin-1") for name, text in there["texts"].items()}}
 
-    def _refuse_to_go_back(self, text: bytes, new: Manifest) -> None:
-        """Raise RunError if a later epoch of the same run is there, or what only a later s8lib can read."""
+    def _refuse_to_replace(self, there: dict[str, Any], new: Manifest) -> bool:
+        """Whether what is there is a run's of ours; raises unless it may be replaced by `new`."""
+        foreign = sorted({*there["held"]} - UNIMPORTANT)
         try:
-            there = unseal(text)
-        except RunError:
+            manifest = unseal(there["contents"].get(MANIFEST, b""))
+        except RunError:  # of a later s8lib
             raise
-        except ValueError:  # damaged, or of another kind: no reason to keep it
-            return
-        if there.epoch > new.epoch and not differences(there.identity, new.identity):
+        except ValueError:  # none, or damaged
+            if foreign and not self.overwrite:
+                raise HubError(
+                    f"{self.title} holds {len(foreign)} files that are no run of s8lib's, such as {foreign[0]}: "
+                    "publish to another repository, or say overwrite"
+                ) from None
+            return False
+        if (what := differences(manifest.identity, new.identity)) and not self.overwrite:
+            raise HubError(f"{self.title} holds another run ({what}): publish elsewhere, or say overwrite")
+        if manifest.epoch > new.epoch and not what:
             raise RunError(
-                f"it holds epoch {there.epoch} of this very run, and is not set back to an earlier one: go on "
+                f"it holds epoch {manifest.epoch} of this very run, and is not set back to an earlier one: go on "
                 "from there in an empty run folder, or publish to another repository"
             )
+        return True
