@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import s8lib as s8  # whose names load torch when they are first used: seconds that --help need not take
 from s8lib.presets import PRESETS, choose_recipe, run_name
-from s8lib.validation import BadInput
+from s8lib.validation import BadInput, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -179,7 +179,7 @@ def _primitive(text: str) -> Any:
 def _named(text: str) -> Path:
     if not text:  # an unset variable of the shell; as a path it would be the working folder
         raise argparse.ArgumentTypeError("names nothing")
-    return Path(text)
+    return user_path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,7 +189,12 @@ def _parser() -> argparse.ArgumentParser:
 
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add("--data", metavar="DIR|synthetic", help="CIFAR-100's folder; default $S8_DATA, the cache, or a download")
+    add(
+        "--data",
+        metavar="DIR|synthetic",
+        help="CIFAR-100's folder, or train/CLASS/ and test/CLASS/ of your own; "
+        "default $S8_DATA, the cache, or a download",
+    )
     add("--device", help="such as cuda, cuda:1, mps, cpu; default the best here")
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
 

@@ -56,6 +56,8 @@ class Metrics:
             "calibration error": f"{self.ece:.2f}%  ({BINS} bins)",
             "worst classes": ", ".join(f"{name} {accuracy:.0f}%" for accuracy, name in ranked[:5]),
         }
+        if self.superclass_top1 == self.top1:  # one's own classes have no superclasses
+            del rows["superclass top-1"]
         return "\n".join(f"  {name:<18}{value}" for name, value in rows.items())
 
 

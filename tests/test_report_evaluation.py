@@ -13,7 +13,7 @@ from PIL import Image
 import s8lib as s8
 from s8lib import report
 from s8lib.data import augment
-from s8lib.inference import prepare
+from s8lib.data.pictures import prepare
 from tests.runs import RECIPE, small_model
 from tests.test_report import made_up_log
 

@@ -60,4 +60,4 @@ def plain(ax: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
 
 def in_words(name: str) -> str:
     """A class's name for people: `large_man-made_outdoor_things` without the underscores."""
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("$", r"\$")  # which would begin a formula

@@ -17,6 +17,7 @@ from s8lib.report.network import MissingPackage
 from s8lib.report.training_curves import HEIGHTS, CurvesPlot
 from s8lib.run.log import EpochLog
 from s8lib.run.save import replacing
+from s8lib.validation import user_path
 
 WIDTH, HEIGHT, FPS = 1280, 720, 25
 LONGEST, SLOWEST, LAST = 59.0, 1.0, 4.0  # seconds: the film, an epoch's picture, and how long the last one stays
@@ -41,7 +42,8 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
         ffmpeg = get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:  # the latter where the package brings no ffmpeg for the machine
         raise MissingPackage("the video needs ffmpeg: pip install imageio-ffmpeg") from error
-    path, figure = Path(path), Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
+    # Absolute, because ffmpeg takes `12:30.mov` for a protocol and `-x.mov` for an option.
+    path, figure = user_path(path).absolute(), Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
     rate: Any = max(1 / SLOWEST, len(log) / (LONGEST - LAST))  # pictures a second; the stub wants an int
     film = FFMpegWriter(rate, "libx264", extra_args=FFMPEG.split())
     with replacing(path) as partial:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from s8lib.data import augment
-from s8lib.data.cifar100 import CLASSES, Cifar100, Split
-from s8lib.inference import predict, prepare
+from s8lib.data.cifar100 import Cifar100, Split
+from s8lib.data.pictures import prepare
+from s8lib.inference import predict
 from s8lib.recipe import Knobs, Recipe
 from s8lib.report.figures import BLUE, FAINT, Figure, in_words, thumbnail
 
@@ -75,13 +76,13 @@ def _augmented(images: Tensor, knobs: Knobs, seed: int) -> Tensor:
 
 
 def guesses(
-    model: nn.Module, images: Any, classes: Sequence[str] = CLASSES, captions: Sequence[str] = ()
+    model: nn.Module, images: Any, classes: Sequence[str] | None = None, captions: Sequence[str] = ()
 ) -> Figure:
     """Each image, as small as the network sees it, beside its five likeliest classes and their probabilities.
 
     Args:
         images: as `s8.predict` takes them.
-        classes: the names of the model's outputs, in their order.
+        classes: the names of the model's outputs, in their order; by default those it was trained with.
         captions: a line for below each image; by default the superclass of the likeliest class.
     Raises:
         ImageError, ModelError: as `s8.predict`.

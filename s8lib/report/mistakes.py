@@ -71,8 +71,11 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     """Which superclass is taken for which, in percent of the images of the true one (a row)."""
     shares = _confusion(evaluation)
     n = len(shares)
+    size = min(8.5, 220 / n)  # points
     right = evaluation.metrics.superclass_top1
-    figure = Figure(8.3, f"{right:.1f}% of the test images get a class of the right superclass")
+    kind = "class" if evaluation.superclasses == evaluation.classes else "superclass"  # none of one's own classes
+    of_the_right = "the right class" if kind == "class" else "a class of the right superclass"
+    figure = Figure(8.3, f"{right:.1f}% of the test images get {of_the_right}")
     ax = figure.subplots()
     ax.set_facecolor(GRID)  # a row without images
     # The square root shows a confusion of 3% beside a diagonal of 90%.
@@ -80,12 +83,12 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     for row, column in (shares >= PRINTED).nonzero().tolist():
         share = float(shares[row, column])
         ink = "white" if share > 35 else INK
-        ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8.5, color=ink)
+        ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=ink)
     names = [textwrap.fill(in_words(name), 20) for name in evaluation.superclasses]
-    ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
-    ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
+    ax.set_xticks(range(n), names, fontsize=size, rotation=90, linespacing=0.95)
+    ax.set_yticks(range(n), names, fontsize=size, linespacing=0.95)
     ax.tick_params(length=0)
-    ax.set(xlabel="predicted superclass (% of the true one's images)", ylabel="true superclass")
+    ax.set(xlabel=f"predicted {kind} (% of the true one's images)", ylabel=f"true {kind}")
     return figure
 
 

@@ -9,6 +9,7 @@ from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import EpochLog
 from s8lib.run.save import WEIGHTS
+from s8lib.validation import user_path
 
 
 def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
@@ -75,7 +76,7 @@ def reference_runs(folder: str | Path | None = None) -> None:
     package = Path(__file__).parents[1]
     if folder is None:  # a checkout has them beside the package, as people look for them there
         folder = package / "results" if (package / "results").exists() else package.parent / "results"
-    logs = sorted(Path(folder).rglob("epoch_log.csv"))
+    logs = sorted(user_path(folder).rglob("epoch_log.csv"))
     if not logs:
         print(f"there are no results in {folder}")
     for path in logs:
@@ -87,7 +88,7 @@ def reference_runs(folder: str | Path | None = None) -> None:
         print(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
         print("   ", EpochLog.read(path).summary().replace("; ", "\n    "))
         print(f"    on {hardware}, torch {machine.get('torch')}, commit {commit}")
-    for graph in sorted(Path(folder).rglob("graph.jpg")):
+    for graph in sorted(user_path(folder).rglob("graph.jpg")):
         from IPython.display import Image, display
 
         display(Image(graph))

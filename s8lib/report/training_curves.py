@@ -16,7 +16,6 @@ from s8lib.run.log import EpochLog
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
 PLANNED = "#9A9A9A"  # the learning rate that is still to come
-LOSS_TOP = 4.8  # nats; guessing among 100 classes costs 4.6
 PAUSE = 20  # of the live picture, times what it took: drawing costs at most 5% of the training
 
 
@@ -74,7 +73,7 @@ class CurvesPlot:
         for ax in axes:
             mark_phases(ax, recipe, named=ax is accuracy)
         accuracy.set(ylabel="accuracy (%)", ylim=(0, 100), yticks=range(0, 101, 20))
-        self._loss.set(ylabel="loss (nats)", ylim=(0, LOSS_TOP))
+        self._loss.set(ylabel="loss (nats)", ylim=(0, 1))
         plot_lr(lr, recipe, PLANNED, 1.4)
         lr.set_xlabel("epoch")
         if target is not None:
