@@ -33,10 +33,11 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input, 1 fault, 130/143 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An epoch's line is there when the epoch is, in a file too, and no letter of a name ends a run.
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too
     try:
         options.command(options)
     except (BadInput, s8.RunFault, OSError, ImportError) as error:  # ImportError: an extra, such as gradio

@@ -12,6 +12,7 @@ from torch import Tensor
 from s8lib.data.cifar100 import Cifar100, DataError, Split, load_cifar100
 from s8lib.data.download import find
 from s8lib.data.folder import class_folders, load_folder
+from s8lib.machine.progress import tell
 from s8lib.validation import user_path
 
 SYNTHETIC = "synthetic"  # names the stand-in where a folder is asked for
@@ -21,7 +22,7 @@ CANVAS, CELL = 48, 8  # pixels: a pattern is larger than the crops it gives; its
 
 
 def choose_data(
-    where: str | Path | None = None, *, may_stand_in: bool = False, say: Callable[[str], None] = print
+    where: str | Path | None = None, *, may_stand_in: bool = False, say: Callable[[str], None] = tell
 ) -> Cifar100:
     """The data in the folder `where`, else in $S8_DATA, the cache or from a download; see `load_cifar100`.
 

@@ -58,7 +58,7 @@ def build_demo(model: Network, classes: Sequence[str] | None = None) -> gradio.B
                 )
             with gr.Column():
                 # gradio's own opens the file, and where it cannot, the page is silent.
-                image.preprocess = lambda payload: payload and payload.path
+                image.preprocess = lambda payload: payload and payload.path  # type: ignore[assignment,return-value]
                 label = gr.Label(num_top_classes=5, label="Likeliest classes")
                 superclass = gr.Markdown()
         gr.Examples([[picture] for picture in example_images()], image, label="Drawn examples")

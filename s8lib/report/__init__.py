@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from s8lib.data.cifar100 import Cifar100
+from s8lib.machine.progress import Table, tell
 from s8lib.report.card import make_card
 from s8lib.report.figures import Figure, save
 from s8lib.report.film import video
@@ -77,7 +78,7 @@ def write(
     film: bool = True,
     device: str | torch.device | None = None,
     precision: str = "auto",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> dict[str, Path]:
     """Write every artifact that can be made into `run`; the path of each by its name.
 
@@ -127,7 +128,7 @@ def _make(of: Subject, names: Iterable[str], say: Callable[[str], None]) -> dict
     return written
 
 
-def contents(run: RunFolder) -> str:
+def contents(run: RunFolder) -> Table:
     """What a run's folder holds, with sizes, a line each."""
     lines = []
     for name, artifact in ARTIFACTS.items():
@@ -138,4 +139,4 @@ def contents(run: RunFolder) -> str:
         lines.append(f"{name:<18} {size(sum(file.stat().st_size for file in files)):>9}   {artifact.what}")
         if name == "checkpoints":
             lines += [f"  {file.name:<16} {size(file.stat().st_size):>9}" for file in files]
-    return "\n".join(lines)
+    return Table("\n".join(lines))

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from s8lib.machine.progress import Table
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, plain
 
@@ -33,18 +34,18 @@ def schedule(recipe: Recipe) -> Figure:
     return figure
 
 
-def schedule_table(recipe: Recipe) -> str:
+def schedule_table(recipe: Recipe) -> Table:
     """The knobs where something changes, as plain text; `lr before` and `lr` are the two sides of that moment."""
     lines = ["  epoch  what                lr before         lr  dropout  mixup  smoothing  augmentation  image"]
     for epoch, what in boundaries(recipe):
         knobs = recipe.at(epoch)
-        before = f"{recipe.at(epoch - JUST_BEFORE).lr:.6f}" if epoch else ""
-        after = "" if epoch == recipe.epochs else f"{knobs.lr:.6f}"
+        before = f"{recipe.at(epoch - JUST_BEFORE).lr:.6f}" if epoch else "-"
+        after = "-" if epoch == recipe.epochs else f"{knobs.lr:.6f}"
         lines.append(
             f"{epoch:7.5g}  {what:<18} {before:>10} {after:>10}  {knobs.dropout:7.4g}  {knobs.mixup_alpha:5.4g}  "
             f"{knobs.label_smoothing:9.4g}  {knobs.augmentation:<12}  {knobs.image_size:5d}"
         )
-    return "\n".join(lines)
+    return Table("\n".join(lines), head=True)
 
 
 def boundaries(recipe: Recipe) -> list[tuple[float, str]]:

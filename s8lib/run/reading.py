@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s8lib.data.cifar100 import Cifar100
+from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.log import EpochLog
@@ -31,7 +32,7 @@ from s8lib.validation import user_path
 class RunReader:
     """The reading half of a `RunFolder`; it may be used while another process trains there."""
 
-    def __init__(self, path: str | Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, path: str | Path, say: Callable[[str], None] = tell) -> None:
         self.path = user_path(path)
         self.say = say
         self.checkpoints = self.path / "checkpoints"
