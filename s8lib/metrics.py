@@ -59,7 +59,7 @@ class Metrics:
         }
         if self.superclass_top1 == self.top1:  # one's own classes have no superclasses
             del rows["superclass top-1"]
-        return Table("\n".join(f"  {name:<18}  {value}" for name, value in rows.items()))
+        return Table("\n".join(f"  {name:<19}{value}" for name, value in rows.items()))
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from s8lib.report.images import guesses, sample_grid
 from s8lib.report.knobs import schedule, schedule_table
 from s8lib.report.mistakes import (
     Evaluation,
+    class_accuracy,
     confident_mistakes,
     evaluation,
     reliability,
@@ -61,6 +62,7 @@ ARTIFACTS = {
     "confusion.png": Artifact(
         "which superclass is taken for which", lambda of: superclass_confusion(of.evaluation)
     ),
+    "classes.png": Artifact("the accuracy of every class", lambda of: class_accuracy(of.evaluation)),
     "worst_classes.png": Artifact("the classes it knows least", lambda of: worst_classes(of.evaluation)),
     "mistakes.png": Artifact("its most confident mistakes", lambda of: confident_mistakes(of.evaluation)),
     "reliability.png": Artifact("whether its confidence can be trusted", lambda of: reliability(of.evaluation)),

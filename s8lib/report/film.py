@@ -12,7 +12,7 @@ from matplotlib.animation import FFMpegWriter
 
 from s8lib.machine.progress import progress_bar
 from s8lib.recipe import Recipe
-from s8lib.report.figures import FAINT, INK, SCREEN_DPI, Figure
+from s8lib.report.figures import FAINT, INK, SCREEN_DPI, Figure, light
 from s8lib.report.network import MissingPackage
 from s8lib.report.training_curves import HEIGHTS, CurvesPlot
 from s8lib.run.log import EpochLog
@@ -27,6 +27,7 @@ FFMPEG = f"""-vf tpad=stop_mode=clone:stop_duration={LAST} -r {FPS} -pix_fmt yuv
     -vtag avc1 -movflags +faststart -f mov"""
 
 
+@light
 def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
     """Write the film to `path`: H.264 in QuickTime's container, 1280x720, at most a minute.
 

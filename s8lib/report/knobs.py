@@ -7,22 +7,27 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from s8lib.machine.progress import Table
 from s8lib.recipe import Recipe
-from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, plain
+from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, light, plain
 
 JUST_BEFORE = 1e-9  # epochs
-LABELS = {"mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "image_size": "image side\n(pixels)"}
+LABELS = {
+    "mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "augmentation": "augmen-\ntation",
+    "image_size": "image side\n(pixels)",
+}  # fmt: skip
 
 
+@light
 def schedule(recipe: Recipe) -> Figure:
     """The knobs over the epochs, phases shaded and restarts marked; the image size too, if it changes."""
     names = ["dropout", "mixup_alpha", "label_smoothing", "augmentation"]
     if len(set(recipe.image_size)) > 1:
         names.append("image_size")
-    figure = Figure(3.3 + 0.95 * len(names), f"{recipe.name}: what changes in training")
+    figure = Figure(3.3 + 1.02 * len(names), f"{recipe.name}: what changes in training")
     axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
     plot_lr(axes[0], recipe)
     for ax, name in zip(axes[1:], names, strict=True):
@@ -61,11 +66,11 @@ def boundaries(recipe: Recipe) -> list[tuple[float, str]]:
     return [(epoch, ", ".join(what)) for epoch, what in sorted(happens.items())]
 
 
-def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) -> None:
+def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) -> Line2D:
     """The learning rate of the whole recipe, every restart a vertical jump."""
     epochs = moments(recipe)
-    ax.plot(epochs, [recipe.at(epoch).lr for epoch in epochs], color=colour, linewidth=width)
     ax.set(ylabel="learning rate", ylim=(0, 1.08 * recipe.lr_peak))
+    return ax.plot(epochs, [recipe.at(epoch).lr for epoch in epochs], color=colour, linewidth=width)[0]
 
 
 def mark_phases(ax: Axes, recipe: Recipe, named: bool = False) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from s8lib.report.figures import FAINT, INK, PHASES, Figure, save
+from s8lib.report.figures import FAINT, INK, PHASES, Figure, light, save
 from s8lib.validation import user_path
 
 SHAPE = (3, 32, 32)  # of a CIFAR image
@@ -50,6 +50,7 @@ def architecture(model: nn.Module, folder: str | Path) -> tuple[Path, Path]:
     return first, second
 
 
+@light
 def layer_figure(model: nn.Module, part: int) -> Figure:
     """`summary` as an image for a README: its rows block by block, in part 1 or 2, and in part 2 its totals.
 

@@ -61,7 +61,7 @@ def overview(run: RunFolder) -> Table:
         "weights": f"of epoch {manifest.best_epoch}, {size(best.bytes)}, sha256 {best.sha256[:16]}...",
         "checkpoint": f"of epoch {manifest.epoch}, {size(newest.bytes)}",
     }
-    return Table("\n".join(f"{name:<11}  {value}" for name, value in rows.items()))
+    return Table("\n".join(f"{name:<11} {value}" for name, value in rows.items()))
 
 
 def size(count: int) -> str:
