@@ -106,4 +106,4 @@ def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
     else:
         ax.set(ylim=(0, 1.4 * max(values) or 1), yticks=sorted({0, *values}))
     ax.plot(epochs, values, color=BLUE, linewidth=1.8, clip_on=False, zorder=3)  # a 0 lies on the border
-    ax.set_ylabel(LABELS.get(name, name))
+    ax.set_ylabel(LABELS.get(name, name), fontsize=9.5)
