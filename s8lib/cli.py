@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import s8lib as s8  # whose names load torch when they are first used: seconds that --help need not take
 from s8lib.presets import PRESETS, choose_recipe, run_name
-from s8lib.validation import BadInput
+from s8lib.validation import BadInput, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +33,14 @@ class Terminated(KeyboardInterrupt):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 done, 2 bad input, 1 fault, 130/143 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An epoch's line is there when the epoch is, in a file too, and no letter of a name ends a run.
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
     options = _parser().parse_args(arguments)
     if "torch" not in sys.modules and not any(n.startswith(("OMP_WAIT", "GOMP_", "KMP_")) for n in os.environ):
         # Threads that wait for each other sleep: spinning, they starve beside any other busy process.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # an epoch's line is there when the epoch is, in a file too
     try:
         options.command(options)
     except (BadInput, s8.RunFault, OSError, ImportError) as error:  # ImportError: an extra, such as gradio
@@ -184,7 +185,7 @@ def _primitive(text: str) -> Any:
 def _named(text: str) -> Path:
     if not text:  # an unset variable of the shell; as a path it would be the working folder
         raise argparse.ArgumentTypeError("names nothing")
-    return Path(text)
+    return user_path(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,7 +195,12 @@ def _parser() -> argparse.ArgumentParser:
 
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
-    add("--data", metavar="DIR|synthetic", help="CIFAR-100's folder; default $S8_DATA, the cache, or a download")
+    add(
+        "--data",
+        metavar="DIR|synthetic",
+        help="CIFAR-100's folder, or train/CLASS/ and test/CLASS/ of your own; "
+        "default $S8_DATA, the cache, or a download",
+    )
     add("--device", help="such as cuda, cuda:1, mps, cpu; default the best here")
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
 

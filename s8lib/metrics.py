@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from s8lib.data import augment
 from s8lib.data.cifar100 import Split
 from s8lib.machine.device import autocast, pick_device, pick_precision
+from s8lib.machine.progress import Table
 from s8lib.machine.ranks import ALONE, Ranks
 from s8lib.models.weights import ModelError
 
@@ -44,7 +45,7 @@ class Metrics:
     top1_interval: tuple[float, float]
     per_class: tuple[float, ...]
 
-    def table(self, classes: Sequence[str]) -> str:
+    def table(self, classes: Sequence[str]) -> Table:
         """The numbers as lines of text; `classes` are the names of `per_class`."""
         low, high = self.top1_interval
         ranked = sorted(zip(self.per_class, classes, strict=True))
@@ -56,7 +57,9 @@ class Metrics:
             "calibration error": f"{self.ece:.2f}%  ({BINS} bins)",
             "worst classes": ", ".join(f"{name} {accuracy:.0f}%" for accuracy, name in ranked[:5]),
         }
-        return "\n".join(f"  {name:<18}{value}" for name, value in rows.items())
+        if self.superclass_top1 == self.top1:  # one's own classes have no superclasses
+            del rows["superclass top-1"]
+        return Table("\n".join(f"  {name:<19}{value}" for name, value in rows.items()))
 
 
 def evaluate(

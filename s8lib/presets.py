@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING
 
 from s8lib.recipe import Recipe, RecipeError
@@ -62,5 +63,7 @@ def choose_recipe(
 
 def run_name(recipe: Recipe, data: Cifar100) -> str:
     """The name of a run's folder: the same for the same recipe, network, kind of data and seed."""
-    stand_in = "-synthetic" if data.source.startswith("synthetic") else ""
-    return f"{recipe.name}-{recipe.model}{stand_in}-seed{recipe.seed}"
+    # CIFAR-100 is `cifar-100-python in ...`, other data `synthetic, seed 0` or `flowers, 3 classes in ...`.
+    name, comma, _ = data.source.partition(" in ")[0].partition(",")
+    kind = "-" + re.sub(r"[^\w.-]+", "-", name)[:60] if comma else ""
+    return f"{recipe.name}-{recipe.model}{kind}-seed{recipe.seed}"

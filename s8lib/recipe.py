@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic.dataclasses
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from s8lib.validation import BadInput, check, read_json, refusing, short
+from s8lib.validation import BadInput, check, read_json, refusing, short, user_path
 
 WHOLE = 1e-6  # cycles: so far from a whole number of them is a rounding error of `stretched`
 
@@ -265,7 +265,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> None:
         """Write the recipe as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        user_path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -33,7 +33,7 @@ def check_fit(
     device: torch.device,
 ) -> None:
     """Refuse what cannot be trained, before anything is written."""
-    model.refuse_other_classes(len(data.classes))
+    model.name_classes(data.classes)
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ModelError(f"{model.name} is not in float32: build it under torch.set_default_dtype(torch.float32)")
     if recipe.batch_size > images:

@@ -31,7 +31,7 @@ from s8lib.machine.device import (
     pick_device,
     pick_precision,
 )
-from s8lib.machine.progress import progress_bar
+from s8lib.machine.progress import progress_bar, tell
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
 from s8lib.models.dropout import masks_of
@@ -75,7 +75,7 @@ def train(
     holdout: int = 0,
     sync_batchnorm: bool = False,
     watch: Callable[[EpochLog], None] | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> EpochLog:
     """Train `model` in place by `recipe`, or go on where the run folder's newest good checkpoint stands.
 

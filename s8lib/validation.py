@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import reprlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,10 +46,15 @@ def check(kind: Any, values: Any, error: type[Exception], where: object = "") ->
         return adapter.validate_python(values, strict=True)
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Every path that a user gives goes through here: `~` is the home folder, as in a shell."""
+    return Path(os.path.expanduser(path))  # which, unlike Path's, takes any name
+
+
 def read_json(kind: Any, path: str | Path, error: type[Exception]) -> Any:
     """The JSON file `path` as a `kind`; raises `error`, which names the file, if it cannot be read or is none."""
     try:
-        content = Path(path).read_bytes()
+        content = user_path(path).read_bytes()
     except (OSError, ValueError) as problem:  # ValueError: a path with a NUL
         raise error(f"cannot read {path}: {getattr(problem, 'strerror', None) or problem}") from problem
     return check(kind, content, error, path)

@@ -140,7 +140,7 @@ RECIPES: list[Row] = [
     *(field("nesterov", value, "must be a valid boolean") for value in (1, "true", None)),
     *(field("model", value, TEXT) for value in (7, None)),
     *(field("augmentation", value, TEXT) for value in (None, ("full", 1))),
-    field("augmentation", ("full", "autoaugment"), "must be of full, reduced, light, none"),
+    field("augmentation", ("full", "autoaugment"), "must be of full, reduced, light, alternating, none"),
     field("dropout", (0.3,), "has too few values"),
     field("dropout", (0.3, 0.2, 0.1), "should have at most 2 items"),
     *(field("mixup_alpha", value, "must be ") for value in ((0.2, -0.1), (0, 2), 1.01)),
@@ -189,7 +189,30 @@ FILES: list[Row] = [
     recipe_file(b'{"name": "../../x"}', FILE_NAME),
 ]
 
+
+def one_class(folder: Path) -> Command:
+    (folder / "train" / "cat").mkdir(parents=True)
+    return train("--data", str(folder))
+
+
+def no_pictures(folder: Path) -> Command:
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        (folder / name / "notes.txt").touch()
+    return train("--data", str(folder))
+
+
+def damaged_picture(folder: Path) -> Command:
+    command = no_pictures(folder)
+    for name in ("cat/1.png", "cat/2.png", "dog/1.jpg", "dog/2.jpg"):
+        (folder / name).write_bytes(b"no picture")
+    return command
+
+
 COMMANDS: list[Row] = [
+    ("pictures of one class", one_class, "should hold a folder of pictures for each of two or more classes"),
+    ("folders without pictures", no_pictures, "cat holds 0 files that end in .jpg, .jpeg, .png"),
+    ("a damaged picture", damaged_picture, "cat/1.png' cannot be used: it is none of JPEG, PNG"),
     *(
         command("--recipe", name, words="there is no recipe")
         for name in ("seed-300", "", "SEED-100", "../seed-100")

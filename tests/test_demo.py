@@ -164,8 +164,14 @@ def test_an_example_is_classified_by_a_click(browser: Any, page: Page, model: s8
 
 def test_what_is_no_usable_image_gets_a_sentence(browser: Any, page: Page, tmp_path: Path) -> None:
     Image.new("I;16", (40, 40)).save(tmp_path / "deep.png")
-    upload(browser, page, tmp_path / "deep.png")
-    assert "This image cannot be read: save it as a PNG or JPEG" in text_of(browser, ".toast-body")
+    (tmp_path / "text.png").write_text("no picture")
+    huge = b"P4 20000 20000 " + bytes(20000 * 2500)
+    (tmp_path / "huge.pbm").write_bytes(huge)
+    for name, words in (("deep.png", "8 bits"), ("text.png", "none of JPEG, PNG"), ("huge.pbm", "exceeds limit")):
+        upload(browser, page, tmp_path / name)
+        said = text_of(browser, ".toast-body")
+        assert "This image cannot be used: " in said
+        assert words in said
 
 
 def test_the_page_fits_a_phone(browser: Any, page: Page) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 import s8lib as s8
 from s8lib.data import augment
 from s8lib.data.cifar100 import CLASSES
-from s8lib.inference import prepare
+from s8lib.data.pictures import prepare
 from tests.runs import small_model
 
 NAMES = [f"class {i}" for i in range(100)]
@@ -102,8 +104,9 @@ def test_what_is_transparent_is_white() -> None:
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        ("missing.png", "No such file or directory: 'missing.png'"),
-        ("{tmp}/text.png", "cannot identify image file '{tmp}/text.png'"),
+        ("missing.png", "No such file or directory"),
+        ("{tmp}/text.png", "it is none of JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, or broken"),
+        ("{tmp}/huge.pbm", "exceeds limit of"),
         ("{tmp}/half.png", "image file is truncated"),
         (np.zeros((8, 8, 3)), "it holds float64; use uint8 values"),
         (torch.rand(3, 8, 8), "it holds torch.float32; use uint8 values"),
@@ -113,7 +116,7 @@ def test_what_is_transparent_is_white() -> None:
         (Image.new("I;16", (8, 8)), "its mode is I;16, with more than 8 bits a colour"),
         ("a" * 5000, "File name too long"),
         ("nul\0.png", "null"),
-        ("{tmp}/few.dds", "Unknown pixel format flags"),
+        *((f"{{tmp}}/other.{name}", "it is none of JPEG") for name in ("dds", "eps", "qoi", "avif", "ico", "tga")),
         (None, "NoneType is no image"),
         (3, "int is no image"),
     ],
@@ -124,17 +127,45 @@ def test_what_is_no_image_is_named(bad: Any, words: str, model: s8.WideResNet, t
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "huge.pbm").write_bytes(b"P4 20000 20000 " + bytes(20000 * 2500))
     fine = Image.new("RGB", (40, 40))
-    fine.save(tmp_path / "few.dds")
-    dds = bytearray((tmp_path / "few.dds").read_bytes())
-    dds[80:84] = b"\0\1\0\0"  # flags that no pixel format has
-    (tmp_path / "few.dds").write_bytes(dds)
+    for name in ("dds", "eps", "qoi", "avif", "ico", "tga"):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # what this Pillow cannot write is no picture
+            fine.save(tmp_path / f"other.{name}")
+        (tmp_path / f"other.{name}").touch()
     bad = bad.format(tmp=tmp_path) if isinstance(bad, str) else bad
     with pytest.raises(s8.ImageError, match=re.escape(words.format(tmp=tmp_path))) as error:
         s8.predict(model, [fine, bad])
-    assert str(error.value).startswith("image 1 cannot be used: ")
+    which = repr(bad[:300]) if isinstance(bad, str) else "image 1"
+    assert str(error.value).startswith(f"{which} cannot be used: ")
     assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 300
+    assert len(str(error.value)) < 600
+
+
+def test_nothing_but_the_listed_formats_is_decoded_and_no_other_program_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "picture.jpg", "EPS")
+    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("Ghostscript"))
+    with pytest.raises(s8.ImageError, match="it is none of JPEG"):
+        prepare(tmp_path / "picture.jpg")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_does_not_stop_a_prediction(kind: str, photo: Image.Image, tmp_path: Path) -> None:
+    tag = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)  # turned
+    resolution = struct.pack(">HHII", 0x011A, 10, 1, 38)  # a signed ratio
+    exif = b"MM\0*\0\0\0\x08\0\2" + tag + resolution + bytes(4)
+    turned = photo.rotate(90, expand=True)
+    for name, ratio in (("negative", (-5, 1)), ("zero", (0, 0))):
+        damaged = exif + struct.pack(">ii", *ratio)
+        turned.save(tmp_path / name, kind, exif=b"Exif\0\0" + damaged, lossless=True)
+        upright = Image.open(tmp_path / name).convert("RGB").rotate(-90, expand=True)
+        assert torch.equal(prepare(tmp_path / name), prepare(Image.fromarray(np.asarray(upright)))), name
+    for damaged in (exif[:21], b"MM\0+" + exif[4:], b"", bytes(40), b"\xff" * 40):
+        photo.save(tmp_path / "cut", kind, exif=b"Exif\0\0" + damaged)
+        assert prepare(tmp_path / "cut").shape == (1, 3, 32, 32)
 
 
 def test_predicting_leaves_the_model_as_it_was(model: s8.WideResNet, photo: Image.Image) -> None:

@@ -84,8 +84,29 @@ def test_every_axis_says_what_it_shows_and_in_which_unit() -> None:
         "accuracy (%)", "loss (nats)", "learning rate",
     ]  # fmt: skip
     knobs = list(axes_of(report.schedule(s8.SEED_100)))
-    assert knobs == ["learning rate", "dropout", "MixUp α", "label\nsmoothing", "augmentation"]
+    assert knobs == ["learning rate", "dropout", "MixUp α", "label\nsmoothing", "augmen-\ntation"]
     assert list(axes_of(report.schedule(s8.QUICK)))[-1] == "image side\n(pixels)"
+
+
+def test_every_panel_of_the_curves_has_a_legend_and_no_line_strikes_the_best_epochs_label_out() -> None:
+    figure = report.curves(made_up_log(s8.SEED_100, best=51), s8.SEED_100)
+    for ax in figure.axes:
+        legend = ax.get_legend()
+        assert legend is not None
+        assert len(legend.get_texts()) == 2
+    (label,) = (text for text in figure.axes[0].texts if "best" in text.get_text())
+    paper = label.get_bbox_patch()
+    assert paper is not None
+    assert label.zorder > max(line.zorder for line in figure.axes[0].lines)
+
+
+def test_no_label_of_the_schedule_hangs_over_its_panel() -> None:
+    for recipe in (s8.SEED_100, s8.QUICK):
+        figure = report.schedule(recipe)
+        figure.canvas.draw()
+        for ax in figure.axes:
+            label, panel = ax.yaxis.label.get_window_extent(), ax.get_window_extent()
+            assert panel.y0 - 1 <= label.y0 <= label.y1 <= panel.y1 + 1, ax.get_ylabel()
 
 
 @pytest.mark.parametrize("epochs", [1, 37, 100])

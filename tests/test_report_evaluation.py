@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from matplotlib import style
 from matplotlib.figure import Figure
 from PIL import Image
 
 import s8lib as s8
 from s8lib import report
 from s8lib.data import augment
-from s8lib.inference import prepare
+from s8lib.data.pictures import prepare
 from tests.runs import RECIPE, small_model
 from tests.test_report import made_up_log
 
@@ -98,7 +99,13 @@ def test_the_surest_mistakes_come_first_with_what_they_are_and_what_was_predicte
     evaluation: report.Evaluation, data: s8.Cifar100
 ) -> None:
     captions = [text for text in texts(report.confident_mistakes(evaluation)) if "predicted: " in text]
-    assert captions[0] == f"true: {data.classes[7]}\npredicted: {data.classes[8]}\n> 99.9% sure"
+    assert captions[0].startswith(f"true: {data.classes[7]}\npredicted: {data.classes[8]}\n> 99.9% sure\nthen: ")
+    surest = evaluation.mistakes()[:16]
+    for caption, values in zip(captions, evaluation.logits[surest].softmax(1), strict=True):
+        name, _, share = caption.split("\nthen: ")[1].removesuffix("%").replace("< 0.1", "0.0").rpartition(" ")
+        second = values.topk(2)
+        assert name == data.classes[second.indices[1]]
+        assert float(share) == pytest.approx(100 * float(second.values[1]), abs=0.06)
     sure = [float(caption.split("\n")[2].strip("> ").split("%")[0]) for caption in captions]
     assert sure == sorted(sure, reverse=True)
     assert len(captions) == 16
@@ -116,9 +123,36 @@ def test_a_network_without_mistakes_and_one_without_a_class_are_drawn_too(
     for found in (perfect, part):
         for picture in (
             report.superclass_confusion, report.worst_classes, report.confident_mistakes, report.reliability,
+            report.class_accuracy,
         ):  # fmt: skip
             picture(found).canvas.draw()
     assert "No mistakes in 400 test images" in texts(report.confident_mistakes(perfect))
+
+
+def test_every_class_is_on_one_picture_the_best_first(evaluation: report.Evaluation, data: s8.Cifar100) -> None:
+    figure = report.class_accuracy(evaluation)
+    names = [label.get_text() for ax in figure.axes for label in ax.get_yticklabels()]
+    assert sorted(names) == sorted(data.classes)
+    shown = [bar.get_width() for ax in figure.axes for bar in ax.patches]  # type: ignore[attr-defined]
+    assert shown == sorted(evaluation.metrics.per_class, reverse=True)
+
+
+def test_a_dark_style_of_the_notebook_changes_no_picture(evaluation: report.Evaluation, data: s8.Cifar100) -> None:
+    log = made_up_log(s8.QUICK)
+
+    def drawn() -> list[bytes]:
+        figures = [
+            report.curves(log, s8.QUICK, 75.0), report.schedule(s8.QUICK), report.sample_grid(data, s8.QUICK, 2),
+            report.superclass_confusion(evaluation), report.class_accuracy(evaluation),
+            report.worst_classes(evaluation, 2), report.confident_mistakes(evaluation, 2),
+            report.reliability(evaluation), report.guesses(small_model(), data.test.images[:1]),
+            report.layer_figure(small_model(), 1),
+        ]  # fmt: skip
+        return [figure._repr_png_() for figure in figures]
+
+    usual = drawn()
+    with style.context("dark_background"):
+        assert drawn() == usual
 
 
 def test_the_sample_grid_shows_originals_both_augmentations_and_mixup_of_the_same_images(
@@ -141,6 +175,7 @@ def test_the_sample_grid_shows_originals_both_augmentations_and_mixup_of_the_sam
         own, partner = names[place], names[place - 1]
         assert caption.endswith(f"{own} + {partner}")
         weight = float(caption.split()[1])
+        assert 0.5 <= weight <= 0.9, "both images show"
         expected = weight * images[4 + place] + (1 - weight) * images[4 + (place - 1) % 4]
         assert np.allclose(mixed, expected, atol=0.006), "the caption's lambda, rounded to two digits"
 

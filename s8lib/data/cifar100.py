@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from s8lib.data.download import DataError, find, missing_of
 from s8lib.data.download import download as download_into
 from s8lib.hub_client import one_line
+from s8lib.validation import user_path
 
 # Each superclass and its classes. Labels count both in alphabetical order, which the digests below fix, so no file
 # is asked for its names.
@@ -105,6 +106,8 @@ class Split:
 class Cifar100:
     """Both splits, the names of the 100 classes and 20 superclasses, and where the data came from.
 
+    Data of `load_folder` have classes of their own, each of which is its own superclass.
+
     Raises DataError for a label that has no name.
     """
 
@@ -169,11 +172,11 @@ def at_hand() -> bool:
 def _folder(root: str | os.PathLike[str] | None) -> tuple[Path, str]:
     """Where to look, and which setting says so."""
     if root is not None:
-        return Path(os.path.expanduser(root)), "root"
+        return user_path(root), "root"
     if named := os.environ.get("S8_DATA"):
-        return Path(os.path.expanduser(named)), "S8_DATA"
+        return user_path(named), "S8_DATA"
     cache = os.environ.get("S8_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "s8lib")
-    return Path(os.path.expanduser(cache)), "the cache"
+    return user_path(cache), "the cache"
 
 
 def _holds_only_a_download(folder: Path) -> bool:

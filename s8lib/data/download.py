@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from s8lib.hub_client import one_line
+from s8lib.machine.progress import tell
 from s8lib.validation import BadInput
 
 HUB_REPO = "uoft-cs/cifar100"
@@ -54,7 +55,7 @@ def download(folder: Path) -> None:
         try:
             turn = lock.acquire(timeout=0)
         except Timeout:
-            print(f"Another process is downloading CIFAR-100 into {folder}: waiting for it.", flush=True)
+            tell(f"Another process is downloading CIFAR-100 into {folder}: waiting for it.")
             turn = lock.acquire()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = f"{str(folder)[:300]} cannot be written to ({one_line(error)})"
@@ -71,7 +72,7 @@ def download(folder: Path) -> None:
             # RuntimeError: the Hub's Xet transport; torchvision's word for a wrong md5.
             except (OSError, HTTPError, HTTPException, RuntimeError) as error:
                 failures.append(f"from {source} ({one_line(error)})")
-                print(f"CIFAR-100 did not come {failures[-1]}.", flush=True)
+                tell(f"CIFAR-100 did not come {failures[-1]}.")
     raise DataError(
         f"CIFAR-100 could not be downloaded into {folder}, neither {' nor '.join(failures)}: try again later, or "
         "bring cifar-100-python/ from another machine and set S8_DATA to the folder that holds it."

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 from s8lib.data.cifar100 import Cifar100, DataError, Split, load_cifar100
+from s8lib.data.download import find
+from s8lib.data.folder import class_folders, load_folder
+from s8lib.machine.progress import tell
+from s8lib.validation import user_path
 
 SYNTHETIC = "synthetic"  # names the stand-in where a folder is asked for
 CLASSES, SUPERCLASSES = 100, 20
@@ -18,15 +22,19 @@ CANVAS, CELL = 48, 8  # pixels: a pattern is larger than the crops it gives; its
 
 
 def choose_data(
-    where: str | Path | None = None, *, may_stand_in: bool = False, say: Callable[[str], None] = print
+    where: str | Path | None = None, *, may_stand_in: bool = False, say: Callable[[str], None] = tell
 ) -> Cifar100:
     """The data in the folder `where`, else in $S8_DATA, the cache or from a download; see `load_cifar100`.
 
+    A folder that holds other folders and no file of CIFAR-100 is one of your own pictures; see `load_folder`.
     Either may say `synthetic` instead of a folder: the stand-in, which shows that everything works but nothing
     about CIFAR-100. With `may_stand_in` it also takes the place, loudly, of a download that fails.
     """
     named = (os.environ.get("S8_DATA") or None) if where is None else str(where)
     if named != SYNTHETIC:
+        cifar100 = find(user_path(named)).values() if named else ()
+        if named and class_folders(user_path(named)) and not any(map(os.path.isfile, cifar100)):
+            return load_folder(named)
         try:
             return load_cifar100(where, download=where is None)
         except DataError as error:

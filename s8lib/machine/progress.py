@@ -1,10 +1,42 @@
-"""A progress bar where a person is looking: on a terminal, or in a notebook."""
+"""What a person is shown, on any terminal or in a notebook: lines, tables, and a bar while something runs."""
 
 from __future__ import annotations
 
+import html
+import re
 import sys
 
 from tqdm import tqdm
+
+
+def tell(line: str) -> None:
+    """Print `line`; a letter that the terminal's encoding lacks becomes `?`, so that no run ends by a name."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "replace").decode(encoding), flush=True)
+
+
+class Table(str):
+    """Text whose columns are two blanks apart; a notebook shows it as a table of HTML.
+
+    With `head`, the first line names the columns.
+    """
+
+    _head: bool
+
+    def __new__(cls, text: str, head: bool = False) -> Table:
+        table = super().__new__(cls, text)
+        table._head = head
+        return table
+
+    __repr__ = str.__str__
+
+    def _repr_html_(self) -> str:
+        rows = [[html.escape(cell) for cell in re.split(" {2,}", line.strip())] for line in self.splitlines()]
+        tags = ["th"] * self._head + ["td"] * len(rows)
+        align = "right" if self._head else "left"
+        cell = f'<{{0}} style="text-align: {align}">{{1}}</{{0}}>'.format
+        lines = ("".join(cell(tag, text) for text in row) for tag, row in zip(tags, rows, strict=False))
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def progress_bar(steps: range, what: str, shown: bool = True, only_time: bool = False) -> tqdm[int]:

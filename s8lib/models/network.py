@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from s8lib.data.cifar100 import CLASSES
 from s8lib.hub_client import one_line
 from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly
-from s8lib.validation import read_json
+from s8lib.validation import read_json, user_path
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
@@ -38,6 +40,7 @@ class Config(TypedDict, total=False):
     widen_factor: Annotated[int, Field(ge=1, le=1000)]
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    classes: list[str]  # the names of the outputs, unless they are those of CIFAR-100
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
@@ -61,6 +64,17 @@ class Network(nn.Module, PyTorchModelHubMixin):
         """Raise ModelError unless the network tells `number` classes apart."""
         if self.config["num_classes"] != number:
             raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {number}")
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the outputs, in their order."""
+        return self.config.get("classes", CLASSES)
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Remember what the outputs stand for; raises as `refuse_other_classes`."""
+        self.refuse_other_classes(len(names))
+        if names != CLASSES:
+            self.config["classes"] = list(names)
 
     @classmethod
     def from_pretrained(
@@ -88,7 +102,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
         if not issubclass(kind, cls):
             raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
         with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
+            names = config.pop("classes", None)
             model = kind(**config | options)
+        if names is not None:
+            model.name_classes(names)
         file = _file_of(source, SAFETENSORS, **hub)
         try:
             weights = load_file(file)
@@ -100,8 +117,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
 
 def _file_of(source: str, name: str, **hub_options: Any) -> Path:
     """The file `name` of a saved model: in the folder `source`, or fetched from the Hub repository `source`."""
-    if os.path.isdir(source):  # which, unlike Path, answers for a name of 5,000 letters too
-        return Path(source, name)
+    if source and os.path.isdir(user_path(source)):  # which, unlike Path's, answers for 5,000 letters too
+        return user_path(source) / name
     try:
         return Path(hf_hub_download(source, name, **hub_options))
     except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version

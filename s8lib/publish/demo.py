@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from s8lib.data.cifar100 import CLASSES
-from s8lib.inference import ImageError, predict
+from s8lib.data.pictures import ImageError
+from s8lib.inference import predict
 from s8lib.models.networks import Network
 
 if TYPE_CHECKING:
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 EXAMPLES = ("apple", "sea", "mountain", "road")  # the files of `examples`, in their order on the page
 
 
-def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Blocks:
+def build_demo(model: Network, classes: Sequence[str] | None = None) -> gradio.Blocks:
     """The page; `.launch()` shows it, below the cell in a notebook. It tells nobody that it is used.
 
     Args:
         model: classifies where it is; move it to a GPU before.
-        classes: the names of its outputs, in their order.
+        classes: the names of its outputs, in their order; by default those it was trained with.
     Raises:
         ImportError: without gradio.
     """
@@ -32,6 +32,7 @@ def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Block
     except ImportError as error:
         raise ImportError("the demo needs gradio: pip install gradio") from error
     model.eval()
+    classes = classes or model.classes
 
     def classify(path: str | None) -> tuple[dict[str, float] | None, str]:
         if path is None:
@@ -39,8 +40,8 @@ def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Block
         try:
             guesses = predict(model, path, classes)[0]
         except ImageError as error:
-            advice = "This image cannot be read: save it as a PNG or JPEG with 8 bits a colour, and try again."
-            raise gr.Error(advice, print_exception=False) from error
+            said = str(error).replace(repr(path), "This image")
+            raise gr.Error(f"{said}. Save it as a PNG or JPEG, and try again.", print_exception=False) from error
         shown = {guess.name.replace("_", " "): guess.probability for guess in guesses}
         superclass = (guesses[0].superclass or "").replace("_", " ")
         return shown, f"Superclass of the first: **{superclass}**" if superclass else ""
@@ -56,6 +57,8 @@ def build_demo(model: Network, classes: Sequence[str] = CLASSES) -> gradio.Block
                     type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=340
                 )
             with gr.Column():
+                # gradio's own opens the file, and where it cannot, the page is silent.
+                image.preprocess = lambda payload: payload and payload.path  # type: ignore[assignment,return-value]
                 label = gr.Label(num_top_classes=5, label="Likeliest classes")
                 superclass = gr.Markdown()
         gr.Examples([[picture] for picture in example_images()], image, label="Drawn examples")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from s8lib.data.augment import SIDE, normalize
 from s8lib.report.card import Export
 from s8lib.run.save import replacing
-from s8lib.validation import BadInput
+from s8lib.validation import BadInput, user_path
 
 OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it
@@ -41,7 +41,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise ExportError(f"exporting to ONNX needs {package}: pip install onnx onnxscript onnxruntime")
-    network, path = FromPixels(model), Path(path)
+    network, path = FromPixels(model), user_path(path)
     verifier = difference = None
     # Torch warns of its own internals; what comes of it is verified.
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
@@ -77,7 +77,7 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
     Raises:
         ExportError: the file does not compute what `model` does.
     """
-    network, path = FromPixels(model), Path(path)
+    network, path = FromPixels(model), user_path(path)
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         with open(partial, "wb") as file:
             torch.export.save(_program(network), file)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from s8lib.hub_client import HubError, OutOfReach, check_repo_id, usable_token
+from s8lib.machine.progress import tell
 from s8lib.report import write_log
 from s8lib.report.card import Export, make_card
 from s8lib.run.copies import Copies
@@ -45,7 +46,7 @@ class HubPublisher(Copies):
         *,
         overwrite: bool = False,
         wait: float = 300.0,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = tell,
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, SpaceCard, SpaceCardData
 
 from s8lib.hub_client import check_repo_id, hub_errors, usable_token
+from s8lib.validation import user_path
 
 APP = '''"""The demo of {repo_id}."""
 
@@ -37,7 +38,7 @@ def write_space(folder: str | Path, repo_id: str) -> Path:
     except importlib.metadata.PackageNotFoundError as error:
         raise ImportError(f"a Space needs {error.name}, which is not installed here: install it") from error
     needed = [one for one in required or () if "extra ==" not in one and not one.startswith(NOT_NEEDED)]
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     card = SpaceCardData(
         title=f"{repo_id.rpartition('/')[2]}: what is on the picture?",

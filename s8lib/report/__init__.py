@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from s8lib.data.cifar100 import Cifar100
+from s8lib.machine.progress import Table, tell
 from s8lib.report.card import make_card
 from s8lib.report.figures import Figure, save
 from s8lib.report.film import video
@@ -21,6 +22,7 @@ from s8lib.report.images import guesses, sample_grid
 from s8lib.report.knobs import schedule, schedule_table
 from s8lib.report.mistakes import (
     Evaluation,
+    class_accuracy,
     confident_mistakes,
     evaluation,
     reliability,
@@ -60,6 +62,7 @@ ARTIFACTS = {
     "confusion.png": Artifact(
         "which superclass is taken for which", lambda of: superclass_confusion(of.evaluation)
     ),
+    "classes.png": Artifact("the accuracy of every class", lambda of: class_accuracy(of.evaluation)),
     "worst_classes.png": Artifact("the classes it knows least", lambda of: worst_classes(of.evaluation)),
     "mistakes.png": Artifact("its most confident mistakes", lambda of: confident_mistakes(of.evaluation)),
     "reliability.png": Artifact("whether its confidence can be trusted", lambda of: reliability(of.evaluation)),
@@ -77,7 +80,7 @@ def write(
     film: bool = True,
     device: str | torch.device | None = None,
     precision: str = "auto",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
 ) -> dict[str, Path]:
     """Write every artifact that can be made into `run`; the path of each by its name.
 
@@ -127,7 +130,7 @@ def _make(of: Subject, names: Iterable[str], say: Callable[[str], None]) -> dict
     return written
 
 
-def contents(run: RunFolder) -> str:
+def contents(run: RunFolder) -> Table:
     """What a run's folder holds, with sizes, a line each."""
     lines = []
     for name, artifact in ARTIFACTS.items():
@@ -138,4 +141,4 @@ def contents(run: RunFolder) -> str:
         lines.append(f"{name:<18} {size(sum(file.stat().st_size for file in files)):>9}   {artifact.what}")
         if name == "checkpoints":
             lines += [f"  {file.name:<16} {size(file.stat().st_size):>9}" for file in files]
-    return "\n".join(lines)
+    return Table("\n".join(lines))

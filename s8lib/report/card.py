@@ -16,11 +16,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
-from s8lib.inference import PREPARATION
+from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
+from s8lib.models.network import Config
+from s8lib.models.weights import CONFIG, ModelError
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog
+from s8lib.validation import read_json
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -60,7 +63,8 @@ def make_card(
         RecipeError: its recipe cannot be read.
     """
     log, recipe, sessions = log or run.log(), run.recipe(), run.sessions()
-    best = log[run.best_weights()[0] - 1]
+    best_epoch, weights = run.best_weights()
+    best = log[best_epoch - 1]
     session, is_cifar = sessions[-1] if sessions else {}, run.data_fingerprint == CIFAR100_FINGERPRINT
     data = "CIFAR-100" if is_cifar else f"other data ({session.get('data', 'unnamed')})"
     test_images = 10_000 if is_cifar else session.get("test_images")
@@ -87,7 +91,7 @@ def make_card(
         machines=_machines(sessions),
         files=[path.name for path in run.path.iterdir()],
         exports=exports,
-        classes=CLASSES,
+        classes=CLASSES if is_cifar else read_json(Config, weights / CONFIG, ModelError).get("classes", ()),
         preparation=PREPARATION,
         side=SIDE,
         mean=MEAN,

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any, Literal
 
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MatplotlibFigure
 from torch import Tensor
@@ -21,6 +22,8 @@ PHASES = ("#DCEBF7", "#FCEBCF")  # backgrounds of phases 1 and 2
 WIDTH = 8.0  # inches
 SCREEN_DPI, FILE_DPI = 100, 200
 
+light = style.context("default")  # decorates what draws: a dark style of the notebook would hide ink on white
+
 
 class Figure(MatplotlibFigure):
     """A figure that pyplot does not know, so none is leaked, and that a notebook shows as it is; in inches."""
@@ -30,12 +33,14 @@ class Figure(MatplotlibFigure):
         if title:
             self.suptitle(title, fontsize=13, weight="bold", color=INK)
 
+    @light
     def _repr_png_(self) -> bytes:
         out = io.BytesIO()
         self.savefig(out, format="png", dpi=SCREEN_DPI)
         return out.getvalue()
 
 
+@light
 def save(figure: MatplotlibFigure, path: Path) -> Path:
     """Write `path`, a .png or .jpg, in one piece."""
     quality = {"quality": 92, "subsampling": 0}  # of a .jpg
@@ -60,4 +65,4 @@ def plain(ax: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
 
 def in_words(name: str) -> str:
     """A class's name for people: `large_man-made_outdoor_things` without the underscores."""
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("$", r"\$")  # which would begin a formula

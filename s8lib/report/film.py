@@ -12,11 +12,12 @@ from matplotlib.animation import FFMpegWriter
 
 from s8lib.machine.progress import progress_bar
 from s8lib.recipe import Recipe
-from s8lib.report.figures import FAINT, INK, SCREEN_DPI, Figure
+from s8lib.report.figures import FAINT, INK, SCREEN_DPI, Figure, light
 from s8lib.report.network import MissingPackage
 from s8lib.report.training_curves import HEIGHTS, CurvesPlot
 from s8lib.run.log import EpochLog
 from s8lib.run.save import replacing
+from s8lib.validation import user_path
 
 WIDTH, HEIGHT, FPS = 1280, 720, 25
 LONGEST, SLOWEST, LAST = 59.0, 1.0, 4.0  # seconds: the film, an epoch's picture, and how long the last one stays
@@ -26,6 +27,7 @@ FFMPEG = f"""-vf tpad=stop_mode=clone:stop_duration={LAST} -r {FPS} -pix_fmt yuv
     -vtag avc1 -movflags +faststart -f mov"""
 
 
+@light
 def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
     """Write the film to `path`: H.264 in QuickTime's container, 1280x720, at most a minute.
 
@@ -41,7 +43,8 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
         ffmpeg = get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:  # the latter where the package brings no ffmpeg for the machine
         raise MissingPackage("the video needs ffmpeg: pip install imageio-ffmpeg") from error
-    path, figure = Path(path), Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
+    # Absolute, because ffmpeg takes `12:30.mov` for a protocol and `-x.mov` for an option.
+    path, figure = user_path(path).absolute(), Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
     rate: Any = max(1 / SLOWEST, len(log) / (LONGEST - LAST))  # pictures a second; the stub wants an int
     film = FFMpegWriter(rate, "libx264", extra_args=FFMPEG.split())
     with replacing(path) as partial:

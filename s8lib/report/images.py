@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from s8lib.data import augment
-from s8lib.data.cifar100 import CLASSES, Cifar100, Split
-from s8lib.inference import predict, prepare
+from s8lib.data.cifar100 import Cifar100, Split
+from s8lib.data.pictures import prepare
+from s8lib.inference import predict
 from s8lib.recipe import Knobs, Recipe
-from s8lib.report.figures import BLUE, FAINT, Figure, in_words, thumbnail
+from s8lib.report.figures import BLUE, FAINT, Figure, in_words, light, thumbnail
 
 WRAP = 12  # characters that fit under a sample
 
@@ -25,11 +26,13 @@ class _Row(NamedTuple):
     captions: list[str]
 
 
+@light
 def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -> Figure:
     """Up to `count` training images: original, augmented as in each phase, and mixed if the recipe has MixUp.
 
     Every row shows the same images. The phases start from the same random numbers, so flips, shifts and colours
-    differ by the recipe alone. Training draws one lambda for a batch; here each image has its own.
+    differ by the recipe alone. Training draws one lambda for a batch, most often near 0 or 1; here they go from
+    0.9 to 0.5, so that the blend shows.
     """
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     rows = _rows(data.train.subset(order[:count]).to("cpu"), data.classes, recipe, seed)
@@ -58,7 +61,7 @@ def _rows(split: Split, classes: tuple[str, ...], recipe: Recipe, seed: int) -> 
     # One row of MixUp: with the other phase's alpha it would look no different.
     mixing = [(phase, knobs) for phase, knobs in phases.items() if knobs.mixup_alpha]
     for phase, knobs in mixing[:1]:
-        lam = augment.draw_mixup(len(names), knobs.mixup_alpha, torch.Generator().manual_seed(seed))
+        lam = torch.linspace(0.9, 0.5, len(names))
         mixed = augment.mixup(_augmented(split.images, knobs, seed), lam[:, None, None, None])
         partners = [textwrap.fill(f"+ {name}", WRAP + 1) for name in words]
         captions = [
@@ -74,14 +77,15 @@ def _augmented(images: Tensor, knobs: Knobs, seed: int) -> Tensor:
     return augment.resize(changed, knobs.image_size).clamp(0, 1)
 
 
+@light
 def guesses(
-    model: nn.Module, images: Any, classes: Sequence[str] = CLASSES, captions: Sequence[str] = ()
+    model: nn.Module, images: Any, classes: Sequence[str] | None = None, captions: Sequence[str] = ()
 ) -> Figure:
     """Each image, as small as the network sees it, beside its five likeliest classes and their probabilities.
 
     Args:
         images: as `s8.predict` takes them.
-        classes: the names of the model's outputs, in their order.
+        classes: the names of the model's outputs, in their order; by default those it was trained with.
         captions: a line for below each image; by default the superclass of the likeliest class.
     Raises:
         ImageError, ModelError: as `s8.predict`.

@@ -7,21 +7,27 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from s8lib.machine.progress import Table
 from s8lib.recipe import Recipe
-from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, plain
+from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, light, plain
 
 JUST_BEFORE = 1e-9  # epochs
-LABELS = {"mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "image_size": "image side\n(pixels)"}
+LABELS = {
+    "mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "augmentation": "augmen-\ntation",
+    "image_size": "image side\n(pixels)",
+}  # fmt: skip
 
 
+@light
 def schedule(recipe: Recipe) -> Figure:
     """The knobs over the epochs, phases shaded and restarts marked; the image size too, if it changes."""
     names = ["dropout", "mixup_alpha", "label_smoothing", "augmentation"]
     if len(set(recipe.image_size)) > 1:
         names.append("image_size")
-    figure = Figure(3.3 + 0.95 * len(names), f"{recipe.name}: what changes in training")
+    figure = Figure(3.3 + 1.02 * len(names), f"{recipe.name}: what changes in training")
     axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
     plot_lr(axes[0], recipe)
     for ax, name in zip(axes[1:], names, strict=True):
@@ -33,18 +39,18 @@ def schedule(recipe: Recipe) -> Figure:
     return figure
 
 
-def schedule_table(recipe: Recipe) -> str:
+def schedule_table(recipe: Recipe) -> Table:
     """The knobs where something changes, as plain text; `lr before` and `lr` are the two sides of that moment."""
     lines = ["  epoch  what                lr before         lr  dropout  mixup  smoothing  augmentation  image"]
     for epoch, what in boundaries(recipe):
         knobs = recipe.at(epoch)
-        before = f"{recipe.at(epoch - JUST_BEFORE).lr:.6f}" if epoch else ""
-        after = "" if epoch == recipe.epochs else f"{knobs.lr:.6f}"
+        before = f"{recipe.at(epoch - JUST_BEFORE).lr:.6f}" if epoch else "-"
+        after = "-" if epoch == recipe.epochs else f"{knobs.lr:.6f}"
         lines.append(
             f"{epoch:7.5g}  {what:<18} {before:>10} {after:>10}  {knobs.dropout:7.4g}  {knobs.mixup_alpha:5.4g}  "
             f"{knobs.label_smoothing:9.4g}  {knobs.augmentation:<12}  {knobs.image_size:5d}"
         )
-    return "\n".join(lines)
+    return Table("\n".join(lines), head=True)
 
 
 def boundaries(recipe: Recipe) -> list[tuple[float, str]]:
@@ -60,11 +66,11 @@ def boundaries(recipe: Recipe) -> list[tuple[float, str]]:
     return [(epoch, ", ".join(what)) for epoch, what in sorted(happens.items())]
 
 
-def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) -> None:
+def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) -> Line2D:
     """The learning rate of the whole recipe, every restart a vertical jump."""
     epochs = moments(recipe)
-    ax.plot(epochs, [recipe.at(epoch).lr for epoch in epochs], color=colour, linewidth=width)
     ax.set(ylabel="learning rate", ylim=(0, 1.08 * recipe.lr_peak))
+    return ax.plot(epochs, [recipe.at(epoch).lr for epoch in epochs], color=colour, linewidth=width)[0]
 
 
 def mark_phases(ax: Axes, recipe: Recipe, named: bool = False) -> None:
@@ -100,4 +106,4 @@ def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
     else:
         ax.set(ylim=(0, 1.4 * max(values) or 1), yticks=sorted({0, *values}))
     ax.plot(epochs, values, color=BLUE, linewidth=1.8, clip_on=False, zorder=3)  # a 0 lies on the border
-    ax.set_ylabel(LABELS.get(name, name))
+    ax.set_ylabel(LABELS.get(name, name), fontsize=9.5)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.machine.device import pick_device
 from s8lib.metrics import BINS, calibration, metrics_of, predict_logits, superclasses_of
-from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, Figure, in_words, plain, thumbnail
+from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, Figure, in_words, light, plain, thumbnail
 
 PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
 EXAMPLES = 4  # images beside each of the worst classes
@@ -67,12 +67,16 @@ def evaluation(
     return Evaluation(logits, split, data.classes, data.superclasses)
 
 
+@light
 def superclass_confusion(evaluation: Evaluation) -> Figure:
     """Which superclass is taken for which, in percent of the images of the true one (a row)."""
     shares = _confusion(evaluation)
     n = len(shares)
+    size = min(8.5, 220 / n)  # points
     right = evaluation.metrics.superclass_top1
-    figure = Figure(8.3, f"{right:.1f}% of the test images get a class of the right superclass")
+    kind = "class" if evaluation.superclasses == evaluation.classes else "superclass"  # none of one's own classes
+    of_the_right = "the right class" if kind == "class" else "a class of the right superclass"
+    figure = Figure(8.3, f"{right:.1f}% of the test images get {of_the_right}")
     ax = figure.subplots()
     ax.set_facecolor(GRID)  # a row without images
     # The square root shows a confusion of 3% beside a diagonal of 90%.
@@ -80,12 +84,12 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     for row, column in (shares >= PRINTED).nonzero().tolist():
         share = float(shares[row, column])
         ink = "white" if share > 35 else INK
-        ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=8.5, color=ink)
+        ax.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=size, color=ink)
     names = [textwrap.fill(in_words(name), 20) for name in evaluation.superclasses]
-    ax.set_xticks(range(n), names, fontsize=8.5, rotation=90, linespacing=0.95)
-    ax.set_yticks(range(n), names, fontsize=8.5, linespacing=0.95)
+    ax.set_xticks(range(n), names, fontsize=size, rotation=90, linespacing=0.95)
+    ax.set_yticks(range(n), names, fontsize=size, linespacing=0.95)
     ax.tick_params(length=0)
-    ax.set(xlabel="predicted superclass (% of the true one's images)", ylabel="true superclass")
+    ax.set(xlabel=f"predicted {kind} (% of the true one's images)", ylabel=f"true {kind}")
     return figure
 
 
@@ -99,6 +103,28 @@ def _confusion(evaluation: Evaluation) -> Tensor:
     return 100 * counts / counts.sum(1, keepdim=True)
 
 
+@light
+def class_accuracy(evaluation: Evaluation) -> Figure:
+    """Top-1 of every class, the best first, in columns of up to 25."""
+    top1 = evaluation.metrics.per_class
+    ranked = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: -top1[c])
+    height = max(25, math.ceil(len(ranked) / 4))
+    figure = Figure(
+        0.7 + 0.22 * min(height, len(ranked)), f"Test accuracy of each class (all: {evaluation.metrics.top1:.1f}%)"
+    )
+    axes = figure.subplots(1, math.ceil(len(ranked) / height), squeeze=False)[0]
+    for ax, column in zip(axes, (ranked[at : at + height] for at in range(0, len(ranked), height)), strict=True):
+        names = [in_words(evaluation.classes[c]) for c in column]
+        bars = ax.barh(range(len(column)), [top1[c] for c in column], 0.75, color=BLUE)
+        ax.bar_label(bars, fmt="{:.0f}", padding=3, fontsize=8.5)
+        ax.set_yticks(range(len(column)), names, fontsize=8.5)
+        ax.set(xlim=(0, 115), xticks=[], ylim=(min(height, len(ranked)) - 0.4, -0.6))
+        ax.tick_params(length=0)
+        ax.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
+
+
+@light
 def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     """The `count` classes with the lowest top-1, each with an image for every class it is most often taken for."""
     top1 = evaluation.metrics.per_class
@@ -134,6 +160,7 @@ def _examples(evaluation: Evaluation, true: int) -> list[tuple[int, int]]:
     return [(int(wrong[taken_for.index(c)]), times) for c, times in most_often]  # the surest of each
 
 
+@light
 def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
     """The `count` mistakes that the network is most confident of, the surest first."""
     mistakes = evaluation.mistakes()
@@ -141,19 +168,22 @@ def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
     rows = math.ceil(len(shown) / COLUMNS)
     found = f"The surest of {len(mistakes):,}" if shown else "No"
     title = f"{found} mistakes in {len(evaluation.split):,} test images"
-    figure = Figure(0.65 + 1.75 * rows, title)
+    figure = Figure(0.65 + 1.95 * rows, title)
+    best = evaluation.logits.softmax(1).topk(2)
     for place, image in enumerate(shown, 1):
-        sure = 100 * float(evaluation.confidence[image])
+        (sure, less), (first, second) = (100 * best.values[image]).tolist(), best.indices[image].tolist()
         caption = (
             f"true: {in_words(evaluation.classes[evaluation.split.labels[image]])}\n"
-            f"predicted: {in_words(evaluation.classes[evaluation.predicted[image]])}\n"
-            f"{f'{sure:.1f}%' if sure < 99.95 else '> 99.9%'} sure"  # never 100%, which no softmax gives
+            f"predicted: {in_words(evaluation.classes[first])}\n"
+            f"{f'{sure:.1f}%' if sure < 99.95 else '> 99.9%'} sure\n"  # never 100%, which no softmax gives
+            f"then: {in_words(evaluation.classes[second])} {f'{less:.1f}' if less >= 0.05 else '< 0.1'}%"
         )
         ax = figure.add_subplot(rows, COLUMNS, place)
         thumbnail(ax, evaluation.split.images[image], caption, size=10)
     return figure
 
 
+@light
 def reliability(evaluation: Evaluation) -> Figure:
     """Accuracy against confidence in 15 bins, over their sizes; the gaps make `Metrics.ece` (arXiv:1706.04599)."""
     metrics, confidence = evaluation.metrics, evaluation.confidence

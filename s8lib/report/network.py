@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from s8lib.report.figures import FAINT, INK, PHASES, Figure, save
+from s8lib.report.figures import FAINT, INK, PHASES, Figure, light, save
+from s8lib.validation import user_path
 
 SHAPE = (3, 32, 32)  # of a CIFAR image
 COLUMNS = 2  # on each of the two images
@@ -45,10 +46,11 @@ def summary(model: nn.Module) -> str:
 
 def architecture(model: nn.Module, folder: str | Path) -> tuple[Path, Path]:
     """Write `param_1.png` and `param_2.png`, `layer_figure`'s two parts, into `folder`."""
-    first, second = (save(layer_figure(model, part), Path(folder, f"param_{part}.png")) for part in (1, 2))
+    first, second = (save(layer_figure(model, part), user_path(folder) / f"param_{part}.png") for part in (1, 2))
     return first, second
 
 
+@light
 def layer_figure(model: nn.Module, part: int) -> Figure:
     """`summary` as an image for a README: its rows block by block, in part 1 or 2, and in part 2 its totals.
 

@@ -58,7 +58,7 @@ def numbers(of: Subject) -> dict[str, Any]:
     """What report.json holds: percent, nats, seconds, images/s."""
     log = of.log
     with torch.device("meta"):  # counted, not drawn: weights would take time and random numbers
-        model = build_model(of.recipe.model)
+        model = build_model(of.recipe.model, of.run.num_classes)
     again = _measured_before(of) if of.given is None else _metrics(of.evaluation)
     return {
         "format": FORMAT,

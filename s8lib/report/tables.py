@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from s8lib.machine.progress import Table, tell
 from s8lib.models.networks import Network, load_model
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import EpochLog
 from s8lib.run.save import WEIGHTS
+from s8lib.validation import user_path
 
 
 def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
@@ -21,7 +23,7 @@ def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
     return run.recipe(), log, load_model(weights)
 
 
-def epoch_table(log: EpochLog, last: int | None = None) -> str:
+def epoch_table(log: EpochLog, last: int | None = None) -> Table:
     """The log as text, a line an epoch: all of them, or the `last` ones. `*` marks the best epoch."""
     head = (
         "epoch  phase        lr  dropout  mixup  augmentation  train loss  acc %  test loss  acc %  top-5 %  "
@@ -34,10 +36,10 @@ def epoch_table(log: EpochLog, last: int | None = None) -> str:
         f"{row.seconds:5.1f}"
         for row in log.rows[-last if last else None :]
     ]
-    return "\n".join([head, *rows])
+    return Table("\n".join([head, *rows]), head=True)
 
 
-def overview(run: RunFolder) -> str:
+def overview(run: RunFolder) -> Table:
     """What a run is and how far it came, as text: network, recipe, epochs, best, final, sizes.
 
     Raises:
@@ -59,7 +61,7 @@ def overview(run: RunFolder) -> str:
         "weights": f"of epoch {manifest.best_epoch}, {size(best.bytes)}, sha256 {best.sha256[:16]}...",
         "checkpoint": f"of epoch {manifest.epoch}, {size(newest.bytes)}",
     }
-    return "\n".join(f"{name:<11} {value}" for name, value in rows.items())
+    return Table("\n".join(f"{name:<11} {value}" for name, value in rows.items()))
 
 
 def size(count: int) -> str:
@@ -75,19 +77,19 @@ def reference_runs(folder: str | Path | None = None) -> None:
     package = Path(__file__).parents[1]
     if folder is None:  # a checkout has them beside the package, as people look for them there
         folder = package / "results" if (package / "results").exists() else package.parent / "results"
-    logs = sorted(Path(folder).rglob("epoch_log.csv"))
+    logs = sorted(user_path(folder).rglob("epoch_log.csv"))
     if not logs:
-        print(f"there are no results in {folder}")
+        tell(f"there are no results in {folder}")
     for path in logs:
         run, recipe = RunFolder(path.parent), Recipe.load(path.parent / "recipe.json")
         *_, machine = [{}, *run.sessions()]
         threads = f", {machine['cpu_threads']} threads" if machine.get("device") == "cpu" else ""
         hardware = f"{machine.get('device_name', 'unknown hardware')}{threads}, {machine.get('precision')}"
         commit = str(run.read_json("report.json", default={}).get("commit", "unrecorded"))[:10]
-        print(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
-        print("   ", EpochLog.read(path).summary().replace("; ", "\n    "))
-        print(f"    on {hardware}, torch {machine.get('torch')}, commit {commit}")
-    for graph in sorted(Path(folder).rglob("graph.jpg")):
+        tell(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
+        tell(f"    {EpochLog.read(path).summary()}".replace("; ", "\n    "))
+        tell(f"    on {hardware}, torch {machine.get('torch')}, commit {commit}")
+    for graph in sorted(user_path(folder).rglob("graph.jpg")):
         from IPython.display import Image, display
 
         display(Image(graph))

@@ -10,16 +10,16 @@ from matplotlib.axes import Axes
 
 from s8lib.machine.progress import in_notebook
 from s8lib.recipe import Recipe
-from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure
+from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, Figure, light
 from s8lib.report.knobs import mark_phases, moments, plot_lr
 from s8lib.run.log import EpochLog
 
 HEIGHTS = (3.2, 2.4, 1.2)  # of accuracy, loss and learning rate
 PLANNED = "#9A9A9A"  # the learning rate that is still to come
-LOSS_TOP = 4.8  # nats; guessing among 100 classes costs 4.6
 PAUSE = 20  # of the live picture, times what it took: drawing costs at most 5% of the training
 
 
+@light
 def curves(log: EpochLog, recipe: Recipe, target: float | None = None) -> Figure:
     """Accuracy and loss, train and test, over the learning rate; `target` is a test accuracy in percent.
 
@@ -74,8 +74,8 @@ class CurvesPlot:
         for ax in axes:
             mark_phases(ax, recipe, named=ax is accuracy)
         accuracy.set(ylabel="accuracy (%)", ylim=(0, 100), yticks=range(0, 101, 20))
-        self._loss.set(ylabel="loss (nats)", ylim=(0, LOSS_TOP))
-        plot_lr(lr, recipe, PLANNED, 1.4)
+        self._loss.set(ylabel="loss (nats)", ylim=(0, 1))
+        planned = plot_lr(lr, recipe, PLANNED, 1.4)
         lr.set_xlabel("epoch")
         if target is not None:
             accuracy.axhline(target, color=PURPLE, linewidth=1.4, linestyle=(0, (6, 2)))
@@ -99,11 +99,14 @@ class CurvesPlot:
         (self._lr,) = lr.plot([], [], color=INK, linewidth=2)
         (self._drop,) = accuracy.plot([], [], color=RED, linewidth=1.2)
         (self._star,) = accuracy.plot([], [], "*", color=RED, markersize=14, markeredgecolor="white", **free)
-        self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False)
+        paper = {"facecolor": "#FFFFFFD0", "edgecolor": "none", "pad": 1}  # no line strikes the words out
+        self._label = accuracy.text(0, 2, "", color=RED, weight="bold", in_layout=False, bbox=paper)
         shown = {"test": "test_acc", "train": "train_acc"}
         shown |= {} if log[0].holdout_acc is None else {"held-out": "holdout_acc"}
         lines = [self._lines[name] for name in shown.values()]
+        accuracy.legend(lines, shown, loc="upper left", ncols=len(shown), framealpha=1)
         self._loss.legend(lines, shown, loc="upper right", ncols=len(shown), framealpha=1)
+        lr.legend([self._lr, planned], ["so far", "planned"], loc="upper right", ncols=2, framealpha=1)
         self.show(log)
 
     def show(self, log: EpochLog) -> None:
@@ -116,7 +119,7 @@ class CurvesPlot:
         passed = [moment for moment in moments(self._recipe) if moment < epochs[-1]]
         self._lr.set_data(passed, [self._recipe.at(moment).lr for moment in passed])
         highest = max(max(row.train_loss, row.test_loss) for row in log)
-        self._loss.set_ylim(0, max(self._loss.get_ylim()[1], 1.05 * highest))
+        self._loss.set_ylim(0, max(self._loss.get_ylim()[1], 1.2 * highest))
         best = log.best
         self._drop.set_data([best.epoch] * 2, [0, best.test_acc])
         self._star.set_data([best.epoch], [best.test_acc])

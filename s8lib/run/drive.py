@@ -33,6 +33,7 @@ from s8lib.run.save import (
     replacing,
     unseal,
 )
+from s8lib.validation import user_path
 
 if TYPE_CHECKING:
     from s8lib.run.folder import RunFolder
@@ -58,7 +59,7 @@ class DriveFolder:
     title, required = "Google Drive", True
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()
+        self.path = user_path(path).absolute()
         self.address = str(self.path)
         self._manifest = Manifest()  # as last read or written
         self._whole = ""  # the one of MANIFESTS that is known to hold it

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.reading import RunReader
@@ -57,9 +58,7 @@ class RunFolder(RunReader):
         copies: keep the saves in other places too.
     """
 
-    def __init__(
-        self, path: str | Path, say: Callable[[str], None] = print, copies: Iterable[Copies] = ()
-    ) -> None:
+    def __init__(self, path: str | Path, say: Callable[[str], None] = tell, copies: Iterable[Copies] = ()) -> None:
         super().__init__(path, say)
         self.copies = list(copies)
         self.writer = uuid.uuid4().hex  # this training process, in the manifest

@@ -11,6 +11,8 @@ from pathlib import Path
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from s8lib.validation import user_path
+
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Epoch:
@@ -126,7 +128,7 @@ class EpochLog:
         """
         kinds = {"epoch": int, "phase": int, "augmentation": str}
         try:
-            with open(path, encoding="utf-8", newline="") as file:
+            with open(user_path(path), encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
                 table = list(reader)
             if tuple(reader.fieldnames or ())[: len(COLUMNS)] != COLUMNS:

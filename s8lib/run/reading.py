@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from s8lib.data.cifar100 import Cifar100
+from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.log import EpochLog
@@ -25,13 +26,14 @@ from s8lib.run.save import (
     places,
     unseal,
 )
+from s8lib.validation import user_path
 
 
 class RunReader:
     """The reading half of a `RunFolder`; it may be used while another process trains there."""
 
-    def __init__(self, path: str | Path, say: Callable[[str], None] = print) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, say: Callable[[str], None] = tell) -> None:
+        self.path = user_path(path)
         self.say = say
         self.checkpoints = self.path / "checkpoints"
         self.best = self.path / "best"
@@ -132,6 +134,12 @@ class RunReader:
         """`Cifar100.fingerprint` of what the run is trained on, if it is known."""
         identity = self.manifest().identity
         return identity["data"].get("sha256") if identity else None
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the network tells apart; a run whose identity is not known is of CIFAR-100."""
+        identity = self.manifest().identity
+        return identity["model"]["num_classes"] if identity else 100
 
     def refuse_other_data(self, data: Cifar100) -> None:
         """Raise RunError if the run was trained on other data."""
