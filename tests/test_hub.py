@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -165,7 +166,7 @@ def test_a_commit_of_someone_else_in_between_is_noticed(hub: LocalHub, tmp_path:
     run.until(1)
     until(lambda: "preupload" in hub.requests)
     repo = hub.endpoints.repos[NAME]
-    theirs = {"checkpoints/epoch_007.pt": File(b"theirs", lfs=True)}
+    theirs = {"README.md": File(b"theirs", lfs=False)}
     repo.commits.append(Commit("theirs", theirs, repo.head.oid))
     publishing.finish(run.run)
     assert "the Hub answered 412, A commit has happened since" in lines[0]
@@ -366,9 +367,10 @@ def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_
     settings = {"batch_size": 500, "image_size": 8}
     recipe = s8.choose_recipe("quick", model=MODEL, epochs=2, device="cpu").with_settings(settings)
     data = s8.choose_data("synthetic")
-    train(tmp_path / "whole", data, recipe=recipe)
-    with pytest.raises(Cut):
-        train(tmp_path / "lost", data, recipe=recipe, cut_after=1)
+    for run, cut_after in (("whole", None), ("lost", 1)):
+        model = s8.build_model(MODEL, len(data.classes), seed=recipe.seed)
+        with pytest.raises(Cut) if cut_after else contextlib.nullcontext():
+            train(tmp_path / run, data, recipe=recipe, model=model, cut_after=cut_after)
     publisher(lines).publish(s8.RunFolder(tmp_path / "lost"))
     options = ["--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--epochs", 2, "--device", "cpu"]
     options += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -393,7 +395,7 @@ for seed, overwrite in ((0, False), (4, False), (4, True)):
     short = recipe(epochs=1, phase1_epochs=0, warmup_epochs=0, seed=seed)
     try:
         train(f"{folder}/{seed}", data, recipe=short, hub=hub, lines=lines)
-    except s8.HubError as error:
+    except s8.RunError as error:
         lines.append(f"refused: {error}")
 out = lines
 """
@@ -404,7 +406,7 @@ def test_another_run_in_the_repository_is_left_there_and_replaced_only_if_asked_
 ) -> None:
     said = in_process(hub, tmp_path / "home", ANOTHER, folder=tmp_path)
     (refusal,) = (line for line in said if line.startswith("refused: "))
-    assert "holds another run (recipe seed is 0 there and 4 here): publish elsewhere, or say overwrite" in refusal
+    assert "hold different runs (recipe seed is 0 there and 4 here)" in refusal
     assert (
         f"{NAME} on the Hub: another run is there (recipe seed is 0 there and 4 here): this one starts without"
         in said

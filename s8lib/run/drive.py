@@ -56,7 +56,7 @@ class DriveFolder:
 
     # What touches the Drive goes through `open` and `os` in this file: the tests put a misbehaving Drive there.
 
-    title, required = "Google Drive", True
+    title, required, overwrite = "Google Drive", True, False
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path).absolute()

@@ -97,15 +97,16 @@ class HubRepo:
         """Nobody takes a repository over: the Hub refuses a commit if someone else's came in between."""
 
     def claim(self, here: Manifest) -> None:
-        """Refuse, before training, a repository whose content is not this run's."""
+        """Refuse, before training, a repository that holds something else; another run `bring` has refused."""
         self.check()
-        self._refuse_to_replace(self._read(MANIFEST), here)
+        self._ours(self._read(MANIFEST))
 
     def send(self, save: Staged, stop: threading.Event) -> str:
         """One commit; what it takes the place of leaves the repository's head in the same commit."""
         self.check(stop)
         there = self._read(MANIFEST, stop=stop)
-        ours = self._refuse_to_replace(there, save.manifest)
+        if ours := self._ours(there):
+            self._refuse_to_replace(ours, save.manifest)
         (save.folder / MANIFEST).write_bytes(save.manifest.seal())
         sha256 = {name: content.sha256 for name, content in save.manifest.files.items()}
         names = [*sha256, *save.unnamed, MANIFEST]
@@ -132,25 +133,27 @@ class HubRepo:
         there = self._ask("read", CHECK_LIMIT, stop, revision=self.revision, names=names)
         return there | {"contents": {name: text.encode("latin-1") for name, text in there["texts"].items()}}
 
-    def _refuse_to_replace(self, there: dict[str, Any], new: Manifest) -> bool:
-        """Whether what is there is a run's of ours; raises unless it may be replaced by `new`."""
-        foreign = sorted({*there["held"]} - UNIMPORTANT)
+    def _ours(self, there: dict[str, Any]) -> Manifest | None:
+        """The manifest of the run that is there, None if there is none; raises if there is something else."""
         try:
-            manifest = unseal(there["contents"].get(MANIFEST, b""))
+            return unseal(there["contents"].get(MANIFEST, b""))
         except RunError:  # of a later s8lib
             raise
         except ValueError:  # none, or damaged
+            foreign = sorted({*there["held"]} - UNIMPORTANT)
             if foreign and not self.overwrite:
                 raise HubError(
                     f"{self.title} holds {len(foreign)} files that are no run of s8lib's, such as {foreign[0]}: "
                     "publish to another repository, or say overwrite"
                 ) from None
-            return False
-        if (what := differences(manifest.identity, new.identity)) and not self.overwrite:
-            raise HubError(f"{self.title} holds another run ({what}): publish elsewhere, or say overwrite")
-        if manifest.epoch > new.epoch and not what:
+            return None
+
+    def _refuse_to_replace(self, there: Manifest, new: Manifest) -> None:
+        what = differences(there.identity, new.identity)
+        if what and not self.overwrite:
+            raise HubError(f"it holds another run ({what}): publish to another repository, or say overwrite")
+        if there.epoch > new.epoch and not what:
             raise RunError(
-                f"it holds epoch {manifest.epoch} of this very run, and is not set back to an earlier one: go on "
+                f"it holds epoch {there.epoch} of this very run, and is not set back to an earlier one: go on "
                 "from there in an empty run folder, or publish to another repository"
             )
-        return True

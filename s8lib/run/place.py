@@ -53,6 +53,7 @@ class Place(Protocol):
     title: str  # in what is said
     address: str
     required: bool  # a run is not begun without having looked there
+    overwrite: bool  # another run that is there is no error: it is replaced
 
     def manifest(self) -> Manifest:
         """Of the newest save there; an empty one if there is none."""
@@ -88,12 +89,12 @@ def bring(place: Place, run: RunFolder, newest: int, identity: Mapping[str, Any]
     """
     there, here = place.manifest(), run.manifest()
     if differing := differences(there.identity, here.identity or identity):
-        if not place.required:
+        if place.overwrite:
             run.say(f"{place.title}: another run is there ({differing}): this one starts without")
             return 0
         raise RunError(
             f"{place.title}: {place.address} and {run.path} hold different runs ({differing}): use another "
-            "name for this run, or move one of the two away"
+            "name for this run, move one of the two away, or, on the Hub, say overwrite"
         )
     title, taken, best = place.title, 0, there.best()
     for epoch, name in there.checkpoints.items():
