@@ -17,6 +17,7 @@ from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100, at_hand
 from s8lib.data.synthetic import SYNTHETIC, choose_data
 from s8lib.hub_client import HubError, one_line, owner_of
 from s8lib.machine.device import environment, pick_device, pick_precision
+from s8lib.machine.progress import tell
 from s8lib.publish.publisher import fetch_run
 from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
@@ -41,7 +42,7 @@ def in_colab() -> bool:
     return all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
 
 
-def checks(say: Callable[[str], None] = print) -> None:
+def checks(say: Callable[[str], None] = tell) -> None:
     """Say what training has to work with here: GPU, precision, memory, disk, versions and data, a line each."""
     device = pick_device()
     found = environment(device)
@@ -65,7 +66,7 @@ def checks(say: Callable[[str], None] = print) -> None:
         say(f"  {owner_of(token)}")
 
 
-def mount_drive(folder: str = "s8lib", keep: str = "auto", say: Callable[[str], None] = print) -> Path:
+def mount_drive(folder: str = "s8lib", keep: str = "auto", say: Callable[[str], None] = tell) -> Path:
     """The folder that keeps runs: on Colab `folder` of My Drive, mounted at /content/drive; elsewhere a local one.
 
     Args:
@@ -115,7 +116,7 @@ def _mounted(folder: str) -> Path:
     return kept
 
 
-def run_folder(kept: str | Path, name: str, say: Callable[[str], None] = print) -> RunFolder:
+def run_folder(kept: str | Path, name: str, say: Callable[[str], None] = tell) -> RunFolder:
     """The run `name`, kept in the folder that `mount_drive` gave; one on Drive is worked on here meanwhile.
 
     Raises:
@@ -134,7 +135,7 @@ def _on_drive(kept: str | Path) -> bool:
     return in_colab() and Path(kept).is_relative_to(CONTENT / "drive")
 
 
-def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[str], None] = print) -> RunFolder:
+def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[str], None] = tell) -> RunFolder:
     """A run on this machine's disk, brought there from Google Drive or the Hub if that is where it is.
 
     Args:
@@ -167,7 +168,7 @@ def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[st
     return run
 
 
-def data_of(run: RunFolder, say: Callable[[str], None] = print) -> Cifar100:
+def data_of(run: RunFolder, say: Callable[[str], None] = tell) -> Cifar100:
     """What a run was trained on and is measured on: CIFAR-100, found as `load_cifar100` does, or the stand-in.
 
     Raises:
@@ -192,7 +193,7 @@ def _newest(kept: Path) -> str:
     return manifests[-1].parent.name
 
 
-def hf_token(say: Callable[[str], None] = print) -> str | None:
+def hf_token(say: Callable[[str], None] = tell) -> str | None:
     """The Hub's token: the secret HF_TOKEN of Colab or Kaggle, else $HF_TOKEN, else the file that a login left.
 
     One sentence tells where it comes from, or what is missing. The token itself is never shown.
@@ -213,7 +214,7 @@ def hf_token(say: Callable[[str], None] = print) -> str | None:
     return token or None
 
 
-def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable[[str], None] = print) -> None:
+def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable[[str], None] = tell) -> None:
     """Bring `run` and whatever else is still on its way to Drive there, and unmount it.
 
     Args:
