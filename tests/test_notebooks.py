@@ -64,7 +64,8 @@ def test_of_a_compared_output_only_what_differs_between_runs_is_passed_over() ->
         + "  2.8305  39.68     2.7043  33.40    67.40     1,855    3.3"
     )
     assert compared(row) == "    6     1  0.051599        0      0  light MEASURED"
-    cells = "".join(f'<td style="x">{value}</td>' for value in ("light", 2.83, 39.68, 2.7, 33.4, 67.4, "1,855", 3.3))
+    measured = ("light", 2.83, 39.68, 2.7, 33.4, 67.4, "1,855", 3.3)
+    cells = "".join(f'<td style="x">{value}</td>' for value in measured)
     assert compared(f"<td>6*</td>{cells}") == '<td>6</td><td style="x">light MEASURED'
     assert compared("  epoch_005.pt        5.7 MB") == "  epoch_005.ptSIZE"
     assert compared("Params size (MB): 2.68") == "Params size (MB): 2.68"
