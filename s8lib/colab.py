@@ -264,10 +264,7 @@ def _kaggle_secret() -> tuple[str, str]:
     except (BackendError, CredentialError):
         return "", f"add a secret named {SECRET} (Add-ons > Secrets) and attach it to this notebook"
     except ConnectionError as error:
-        return (
-            "",
-            f"Kaggle did not hand it out ({one_line(error)}): is this notebook's internet on?",
-        )
+        return "", f"Kaggle did not hand it out ({one_line(error)}): is this notebook's internet on?"
 
 
 def _flush_and_unmount() -> str | None:

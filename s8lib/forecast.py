@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from s8lib.recipe import Recipe
 
 LONG = 20 * 60  # seconds, from which on it is worth to say what would be shorter
-QUICK_ACCURACY: dict[int, int] = {}  # percent after so many epochs of `quick`, as measured; see results/README.md
 
 
 def seconds_left(recipe: Recipe, done: int, like: int, seconds: float) -> float:
@@ -41,15 +40,13 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
         images: that an epoch trains on; `test_images` are then measured, at a third of the cost of training.
     """
     full = step * (32 / recipe.at(done).image_size) ** 2
-    seconds = seconds_left(recipe, done, done, step * images // recipe.batch_size * 1.1)
+    seconds = seconds_left(recipe, done, done, step * (images // recipe.batch_size) * 1.1)
     seconds += (recipe.epochs - done) * full * test_images / recipe.batch_size / 3
     shorter = ""
     if seconds > LONG and device == "cpu":
         epochs = max(1, math.floor(recipe.epochs * LONG / seconds))
-        expected = QUICK_ACCURACY.get(epochs) if recipe.name.startswith("quick") else None
         shorter = f"; a new run of {epochs} epochs would end within 20 min"
-        shorter += f", at about {expected}%" if expected else ""
     elif seconds > LONG:
-        shorter = "; the recipe quick shows a result within a minute or two"
+        shorter = "; the recipe quick shows a result much sooner"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""
     return f"about {in_words(seconds)}, {until(seconds)}{shorter}.{again}"
