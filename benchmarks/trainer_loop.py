@@ -11,6 +11,7 @@ import s8lib as s8
 from s8lib.data.batches import plan_epoch
 from s8lib.machine.ranks import ALONE
 from s8lib.optimizer import make_optimizer
+from s8lib.run.writer import Writer
 from s8lib.session import try_out
 from s8lib.trainer import loss_function, train_epoch  # the loop itself: a copy would prove nothing
 
@@ -49,7 +50,7 @@ class TrainerLoop:
 
     def images_per_s(self) -> float:
         plan = plan_epoch(self.recipe, 0, self.images, self.device)
-        return train_epoch(plan, self.loss_of, self.optimizer, self.scaler, ALONE).images_per_s
+        return train_epoch(plan, self.loss_of, self.optimizer, self.scaler, ALONE, Writer()).images_per_s
 
 
 class _NCHW(nn.Module):

@@ -21,6 +21,7 @@ from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.folder import RunFolder, how_to_go_on
 from s8lib.run.log import EpochLog
 from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, RunFault, holds
+from s8lib.run.writer import Writer
 
 
 def check_fit(
@@ -121,17 +122,17 @@ class NonFiniteLoss(RunFault):
     """Training diverged; the message names the epoch, the step and the last good checkpoint."""
 
 
-def check_health(losses: Tensor, scale: float, epoch: int, ranks: Ranks, run: RunFolder | None) -> None:
+def check_health(losses: Tensor, scale: float, epoch: int, ranks: Ranks, writer: Writer) -> None:
     """Raise, on every rank, unless the losses so far [steps] are finite and fp16's scale holds."""
     finite = ranks.sum((~losses.isfinite()).float()) == 0
     if not finite.all():
         raise NonFiniteLoss(
             f"the loss is infinite or NaN in epoch {epoch + 1}, step {int(finite.int().argmin()) + 1}; "
-            f"{how_to_go_on(run)}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
+            f"{writer.how_to_go_on()}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
         )
     if scale < 1:  # it starts at 65,536, and every step that is skipped halves it
         raise RunFault(
-            f"fp16 does not hold the gradients of epoch {epoch + 1} and skips its steps; {how_to_go_on(run)}. "
+            f"fp16 does not hold the gradients of epoch {epoch + 1} and skips its steps; {writer.how_to_go_on()}. "
             "Go on in bf16 or fp32, or take a lower lr_peak in a new run folder"
         )
 

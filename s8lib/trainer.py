@@ -39,11 +39,12 @@ from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer
 from s8lib.recipe import Recipe
-from s8lib.run.checkpoint import Checkpoint
+from s8lib.run.checkpoint import Checkpoint, snapshot
 from s8lib.run.copies import Copies
-from s8lib.run.folder import RunFolder, how_to_go_on
+from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog, selector
 from s8lib.run.save import RunError, identity_of
+from s8lib.run.writer import Writer
 from s8lib.session import (
     NonFiniteLoss,
     check_fit,
@@ -169,6 +170,9 @@ def train(
         step = try_out(network, model, [ends[0]] * 2, ranks, loss_of)  # the first is slower than those that follow
         say(forecast(recipe, len(log), step, len(train_set), len(data.test), device.type))
 
+        show = partial(watch, log) if watch and ranks.first else lambda: None
+        writer = stack.enter_context(Writer(run, show))
+
         for epoch in range(len(log), recipe.epochs):
             started = time.perf_counter()
             knobs = recipe.at(epoch)
@@ -176,15 +180,17 @@ def train(
             model.set_dropout(knobs.dropout)
             seed_dropout(recipe, epoch, ranks)
             model.train()
-            trained = train_epoch(plan, loss_of, optimizer, scaler, ranks, run)
+            trained = train_epoch(plan, loss_of, optimizer, scaler, ranks, writer)
             ranks.share_buffers(model)
             test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
             if not math.isfinite(test.loss):
                 raise NonFiniteLoss(
-                    f"the last steps of epoch {epoch + 1} made the test loss infinite or NaN; {how_to_go_on(run)}"
+                    f"the last steps of epoch {epoch + 1} made the test loss infinite or NaN; "
+                    + writer.how_to_go_on()
                 )
             held = selection_set and evaluate(model, selection_set, device, precision=precision, ranks=ranks)
             selection_acc = held.top1 if held else test.top1
+            writer.finish()
             log.append(
                 Epoch(
                     epoch=epoch + 1,
@@ -205,16 +211,18 @@ def train(
                 )
             )
             if run:
-                states = model.state_dict(), optimizer.state_dict(), scaler.state_dict()
-                save_best = partial(save_model, model) if log.best is log[-1] else None
-                run.save(Checkpoint(identity, *states, log.rows, used), save_best)
+                states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                states = snapshot(states | {"scaler": scaler.state_dict()})
+                save_best = partial(save_model, model, weights=states["model"]) if log.best is log[-1] else None
+                writer.begin(Checkpoint(identity, **states, log=[*log.rows], arithmetic=used), save_best)
             left = seconds_left(recipe, epoch + 1, epoch, log[-1].seconds)
             say(log.line(recipe.epochs) + (f"  {in_words(left)} left, {until(left)}" if left else ""))
-            if watch and ranks.first:
-                watch(log)
+            if not run:
+                show()
             if recipe.out_of_patience([row.selection_acc for row in log]):
                 say(f"stopped early: {recipe.patience} epochs without a better one in this cycle")
                 break
+        writer.finish()
         say(f"finished: {log.summary()}")
         return log
 
@@ -234,7 +242,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     ranks: Ranks,
-    run: RunFolder | None = None,
+    writer: Writer,
 ) -> TrainedEpoch:
     """The steps of one epoch. None makes the host wait for the device, but for a look at the loss now and then."""
     started, device = time.perf_counter(), plan.order.device
@@ -250,8 +258,9 @@ def train_epoch(
         optimizer.zero_grad()
         losses[step] = loss.detach()
         hits += hit
+        writer.look()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
-            check_health(losses[: step + 1], scaler.get_scale(), plan.epoch, ranks, run)
+            check_health(losses[: step + 1], scaler.get_scale(), plan.epoch, ranks, writer)
             bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
     return TrainedEpoch(
         lr=plan.lr(step),

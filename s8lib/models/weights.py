@@ -22,10 +22,15 @@ class ModelError(BadInput):
     """A network that cannot be built, or weights that do not fit one."""
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Write `config.json` and `model.safetensors`, what `from_pretrained` takes, into an existing folder."""
+def save_model(model: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write `config.json` and `model.safetensors`, what `from_pretrained` takes, into an existing folder.
+
+    Args:
+        weights: a state dict of `model`, by default its own.
+    """
     save_config(model, folder)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict() if weights is None else weights
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
         save_file(weights, folder / SAFETENSORS, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk, among others

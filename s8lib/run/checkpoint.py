@@ -86,6 +86,22 @@ class Checkpoint:
         return sum(t.numel() * t.element_size() for t in _tensors([self.model, self.optimizer]))
 
 
+def snapshot(states: Any) -> Any:
+    """Nested states with a copy of each tensor on the CPU, which training does not change any more."""
+    copies = _on_cpu(states)
+    for device in {tensor.device for tensor in _tensors(states)} - {torch.device("cpu")}:
+        torch.accelerator.synchronize(device)  # once for all of them
+    return copies
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", non_blocking=True, copy=True)  # pinned, if it comes from a GPU
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return [_on_cpu(part) for part in value] if isinstance(value, list) else value
+
+
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]

@@ -178,6 +178,9 @@ class RunFolder(RunReader):
             self.install(
                 dataclasses.replace(manifest, files=kept, best_epoch=best_epoch, identity=checkpoint.identity)
             )
+
+    def copy(self) -> None:
+        """Keep the newest save in the other places too, in the background; RunFault as `Copies.after_save`."""
         for copies in self.copies:
             copies.after_save(self)
 
