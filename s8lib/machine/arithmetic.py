@@ -41,6 +41,8 @@ def taken_up(device: torch.device, precision: str, saved: Mapping[str, Any]) -> 
     """
     chosen, threads = pick_precision(device, precision), torch.get_num_threads()
     native = {"fp32", pick_precision(device)} | ({"fp16"} if device.type == "cuda" else set())
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        native.add("bf16")
     if precision == "auto" and saved.get("precision") in native:
         chosen = saved["precision"]
     before = saved.get("threads")
