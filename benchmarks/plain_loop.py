@@ -1,6 +1,6 @@
 """A training loop as other repositories write it, to measure this one against.
 
-NCHW images from a DataLoader with two workers, transforms on one PIL image at a time, SGD as it comes, and
+NCHW images from a DataLoader with workers, transforms on one PIL image at a time, SGD as it comes, and
 `.item()` on loss and accuracy in every step. Network, batch size, loss, MixUp and rate are the recipe's; the
 transforms are torchvision's nearest to the recipe's `full` augmentation.
 """
@@ -8,7 +8,8 @@ transforms are torchvision's nearest to the recipe's `full` augmentation.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 else:
     Samples = Dataset
 
+AS_TENSORS = (transforms.ToTensor(), transforms.Normalize(MEAN, STD))
+USUAL = (
+    transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
+    transforms.RandomHorizontalFlip(),
+    transforms.RandomRotation(15),
+    transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.08, hue=0.05),
+    *AS_TENSORS,
+    transforms.RandomErasing(p=0.5, scale=(0.0625, 0.0625), ratio=(1, 1)),
+)
 WARM_UP = 2  # steps of every pass that do not count: the workers' queue fills
 
 
@@ -33,16 +43,22 @@ class PlainLoop:
     """Trains the recipe's network on `steps` batches of `train_set`, which is on the CPU, in every call."""
 
     def __init__(
-        self, recipe: s8.Recipe, train_set: s8.Split, steps: int, device: torch.device, precision: str
+        self,
+        recipe: s8.Recipe,
+        train_set: s8.Split,
+        steps: int,
+        device: torch.device,
+        precision: str,
+        workers: int = 2,
     ) -> None:
         self.recipe, self.steps, self.device, self.precision = recipe, steps, device, precision
         self.model = s8.build_model(recipe.model, dropout=recipe.at(0).dropout, seed=recipe.seed).to(device)
         self.loader = DataLoader(
-            _PilImages(train_set, (WARM_UP + steps) * recipe.batch_size),
+            PilImages(train_set, (WARM_UP + steps) * recipe.batch_size, USUAL),
             recipe.batch_size,
             shuffle=True,
-            num_workers=2,
-            persistent_workers=True,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
         )
         self.criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -72,23 +88,13 @@ class PlainLoop:
         return loss.item(), (logits.argmax(1) == labels).float().mean().item()
 
 
-class _PilImages(Samples):
+class PilImages(Samples):
     """The first `n` images as torchvision's CIFAR100 gives them: made a PIL image each, then transformed."""
 
-    def __init__(self, split: s8.Split, n: int) -> None:
+    def __init__(self, split: s8.Split, n: int, transform: Sequence[Callable[[Any], Any]]) -> None:
         self.pixels = split.images[:n].permute(0, 2, 3, 1).contiguous().numpy()  # [n, 32, 32, 3] uint8
         self.labels = split.labels[:n].tolist()
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomRotation(15),
-                transforms.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.08, hue=0.05),
-                transforms.ToTensor(),
-                transforms.Normalize(MEAN, STD),
-                transforms.RandomErasing(p=0.5, scale=(0.0625, 0.0625), ratio=(1, 1)),
-            ]
-        )
+        self.transform = transforms.Compose(transform)
 
     def __len__(self) -> int:
         return len(self.labels)

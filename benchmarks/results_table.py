@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import s8lib as s8
-from benchmarks import throughput
+from benchmarks import speed
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "results" / "README.md"
@@ -92,17 +92,16 @@ def tables(page: Path) -> str:
                 f"`{kind.name}`, final epoch: mean {statistics.mean(finals):.2f}%, standard deviation "
                 f"{statistics.stdev(finals):.2f} (n = {len(finals)}).",
             ]
-    return "\n".join([*lines, *(throughput_tables() if page == RESULTS else ())])
+    return "\n".join([*lines, *(speed_tables() if page == RESULTS else ())])
 
 
-def throughput_tables() -> list[str]:
-    """What `benchmarks.throughput --json` left in results/throughput/."""
+def speed_tables() -> list[str]:
+    """What `benchmarks.speed --json` left in results/speed/, and its plots."""
     lines = []
-    for path in sorted((ROOT / "results" / "throughput").glob("*.json")):
+    for path in sorted((ROOT / "results" / "speed").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        lines += ["", f"## Throughput: {path.stem}", "", f"{throughput.described_machine(report)}."]
-        for name in report["networks"]:
-            lines += ["", throughput.described(report, name)]
+        plot = f"![times the best loop of others](speed/{path.stem}.png)"
+        lines += ["", f"## Speed: {path.stem}", "", speed.table(report), "", plot]
     return lines
 
 

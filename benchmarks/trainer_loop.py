@@ -19,7 +19,7 @@ from s8lib.trainer import loss_function, train_epoch  # the loop itself: a copy 
 class TrainerLoop:
     """Trains the recipe's network on `steps` batches of `train_set`, which is on `device`, in every call.
 
-    `compile_seconds` is what the compiler and the first step took together; None without it.
+    `first_step_seconds` is what the first step took, with its compiling.
     """
 
     def __init__(
@@ -41,12 +41,11 @@ class TrainerLoop:
         network = model if channels_last else _NCHW(model)
         self.device, self.loss_of = device, loss_function(network, train_set, device, precision)
         network.train()
-        self.compile_seconds: float | None = None
         if compiled:
             self.loss_of = torch.compile(self.loss_of, dynamic=False)  # as the trainer's `compile_or_eager`
-            started = time.perf_counter()
-            try_out(network, model, [plan_epoch(recipe, 0, recipe.batch_size, device)], ALONE, self.loss_of)
-            self.compile_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        try_out(network, model, [plan_epoch(recipe, 0, recipe.batch_size, device)], ALONE, self.loss_of)
+        self.first_step_seconds = time.perf_counter() - started
 
     def images_per_s(self) -> float:
         plan = plan_epoch(self.recipe, 0, self.images, self.device)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import s8lib as s8
-from benchmarks import checkout, performance, real_runs, throughput
+from benchmarks import checkout, measure, performance, real_runs, speed
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.machine import device as hardware
@@ -70,11 +70,11 @@ def test_expected_minutes_in_the_guide_follow_from_its_assumptions() -> None:
     line = r"^\| `(seed-\d+)`, (\S+) \| ([\d.]+) \| ([\d,]+) \| .*: (\d+) s \| .*: (\d+) s \| ([\d.]+) \|$"
     rows = re.findall(line, GUIDE, re.MULTILINE)
     assert len(rows) == 3
-    for name, model, gflop, speed, training, evaluation, minutes in rows:
+    for name, model, gflop, rated, training, evaluation, minutes in rows:
         flops, preset = performance.training_flops(model), s8.PRESETS[name]
         train_seconds = preset.epochs * (50_000 // preset.batch_size * preset.batch_size) * flops / rate
         test_seconds = preset.epochs * 10_000 * flops / 3 / rate
-        assert (float(gflop), int(speed.replace(",", ""))) == (round(flops / 1e9, 2), round(rate / flops))
+        assert (float(gflop), int(rated.replace(",", ""))) == (round(flops / 1e9, 2), round(rate / flops))
         assert (int(training), int(evaluation)) == (round(train_seconds), round(test_seconds))
         assert float(minutes) == round((train_seconds + test_seconds) / 60, 1)
 
@@ -90,30 +90,47 @@ def test_the_environment_names_the_driver_that_nvidia_smi_tells(
     assert hardware._nvidia_driver() == "580.1"
 
 
-# --- throughput ---
+# --- speed ---
 
 
-def test_every_loop_takes_its_turn_in_every_round(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = "--models wrn-10-1 --batch-size 4 --steps 1 --rounds 3 --epoch 20 --precisions fp32 --json"
-    assert throughput.main([*arguments.split(), str(tmp_path / "t.json"), "--device", "cpu"]) == 0
-    report = json.loads((tmp_path / "t.json").read_text())
-    network = report["networks"]["wrn-10-1"]
-    kinds = [(row["loop"], row["precision"], row["layout"]) for row in network["variants"]]
-    assert kinds[-2:] == [("s8lib", "fp32", "NCHW"), ("s8lib", "fp32", "channels last")]
-    assert ("plain", "fp32", "NCHW") in kinds
-    assert all(len(row["samples"]) == 3 and min(row["samples"]) > 0 for row in network["variants"])
-    assert network["epoch"].keys() == {"images_per_s", "train_seconds", "evaluate_seconds", "save_seconds"}
-    assert min(network["epoch"].values()) > 0
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| s8lib")]
-    assert len(table) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+def test_every_variant_takes_its_turn_in_every_round_and_one_that_fails_is_told(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"what": "step", "model": "wrn-10-1", "batch_size": 4, "steps": 1}
+    few = {"plain": small | {"loop": "plain", "workers": 0}, "none": small | {"model": "wrn-11-1"}, "s8lib": small}
+    monkeypatch.setattr(speed, "rows", lambda on_gpu: {"a step": few})
+    monkeypatch.setattr(speed, "SCALING", {"batch": {"batch_size": [4]}})
+    monkeypatch.setattr(speed, "matrix_rate", lambda device: ("fp32", 1e11))
+    arguments = ["--rounds", "2", "--scaling", "--device", "cpu", "--json", str(tmp_path / "t.json")]
+    assert speed.main(arguments) == 0
+    row = json.loads((tmp_path / "t.json").read_text())["rows"]["a step"]
+    assert [len(samples) for samples in row.values()] == [2, 1, 2]
+    assert min(sample["value"] for sample in row["s8lib"] + row["plain"]) > 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| a step | none")]
+    assert "6n + 4" in table[0] or "6n+4" in table[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json", "t.png"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"what": "evaluation"},
+        {"what": "augmentation"},
+        {"what": "save"},
+        {"what": "save", "loop": "plain"},
+        {"what": "epoch", "batch_size": 5},
+    ],
+)
+def test_every_measure_measures(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    few = measure.Setting(**{"model": "wrn-10-1", **told})
+    few.images = 20
+    assert measure.MEASURES[few.what](few) > 0
 
 
 def test_ratios_compare_neighbours_in_time_with_the_faster_plain_loop() -> None:
-    slow = throughput.Variant("plain", "fp32", "NCHW", False, samples=[1.0, 9.0, 1.0])
-    plain = throughput.Variant("plain", "bf16", "NCHW", False, samples=[2.0, 4.0, 8.0])
-    ours = throughput.Variant("s8lib", "bf16", "NCHW", False, samples=[4.0, 8.0, 4.0])
-    assert throughput.ratios([slow, plain, ours])[2] == [2.0, 2.0, 0.5]
+    values = {"plain, 0 workers": (1.0, 9.0, 1.0), "plain, 2 workers": (2.0, 4.0, 8.0), "s8lib": (4.0, 8.0, 4.0)}
+    row = {name: [{"value": value} for value in found] for name, found in values.items()}
+    assert speed.ratios(row)["s8lib"] == [2.0, 2.0, 0.5]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
