@@ -41,7 +41,7 @@ door: .venv-door/installed
 .venv-door/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-door
 	.venv-door/bin/python -m pip install --quiet torch torchvision ipykernel ipywidgets nbclient pexpect
-	touch $@
+	.venv-door/bin/python -m pip list --format=freeze > $@
 
 .venv-floors/installed: pyproject.toml tools/floors.py
 	$(PYTHON) -m venv --clear .venv-floors

@@ -3,7 +3,6 @@
 from s8lib import colab as colab
 from s8lib import publish as publish
 from s8lib import report as report
-from s8lib.colab import data_of as data_of
 from s8lib.colab import find_run as find_run
 from s8lib.data.cifar100 import Cifar100 as Cifar100
 from s8lib.data.cifar100 import DataError as DataError
@@ -36,6 +35,7 @@ from s8lib.publish.publisher import HubPublisher as HubPublisher
 from s8lib.recipe import Knobs as Knobs
 from s8lib.recipe import Recipe as Recipe
 from s8lib.recipe import RecipeError as RecipeError
+from s8lib.report.subject import data_of as data_of
 from s8lib.run.folder import RunFolder as RunFolder
 from s8lib.run.log import Epoch as Epoch
 from s8lib.run.log import EpochLog as EpochLog

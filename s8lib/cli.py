@@ -82,10 +82,8 @@ def _recipe(options: argparse.Namespace, device: torch.device) -> s8.Recipe:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    model = _network(options)  # before the data: it may be missing, and they a download
-    device, data = _device(options), s8.choose_data(options.data)
-    if options.run:
-        s8.RunFolder(options.run).refuse_other_data(data)
+    device, model = _device(options), _network(options)  # before the data: it may be missing, and they a download
+    data = s8.data_of(s8.RunFolder(options.run), options.data) if options.run else s8.choose_data(options.data)
     model.refuse_other_classes(len(data.classes))
     metrics = s8.evaluate(model, data.test, device, options.precision, flips=options.flips)
     views = ", each averaged with its mirror image" if options.flips else ""
@@ -135,23 +133,18 @@ def _checks(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     device, run = _device(options), s8.RunFolder(options.run)
-    data = s8.choose_data(options.data) if options.data else _data_at_hand(run)
+    try:
+        data = s8.data_of(run, options.data, download=False)
+    except (s8.DataError, s8.RunError) as error:
+        if options.data:
+            raise
+        print(f"without --data nothing is measured and no images are shown: {error}")
+        data = None
     s8.report.write(
         run, data, target=options.target, film=not options.no_video, device=device, precision=options.precision
     )
     print(s8.report.contents(run))
     print(run.log().summary())
-
-
-def _data_at_hand(run: s8.RunFolder) -> s8.Cifar100 | None:
-    """What the run was trained on, if that can be had without being named and without a download."""
-    try:
-        data = s8.load_cifar100(download=False)
-        run.refuse_other_data(data)
-    except (s8.DataError, s8.RunError) as error:
-        print(f"without --data nothing is measured and no images are shown: {error}")
-        return None
-    return data
 
 
 def _publish(options: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100, at_hand
-from s8lib.data.synthetic import SYNTHETIC, choose_data
+from s8lib.data.cifar100 import at_hand
+from s8lib.data.synthetic import SYNTHETIC, holds_own_pictures
 from s8lib.hub_client import HubError, one_line, owner_of
 from s8lib.machine.device import environment, pick_device, pick_precision
 from s8lib.machine.progress import tell
@@ -23,6 +23,7 @@ from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
 from s8lib.run.folder import RunFolder
 from s8lib.run.save import MANIFEST, RunError
+from s8lib.validation import user_path
 
 CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
 MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds
@@ -78,7 +79,7 @@ def mount_drive(folder: str = "s8lib", keep: str = "auto", say: Callable[[str], 
         raise ColabError(f"{folder!r}, {keep!r}: name a folder such as s8lib-runs, and say auto, drive or here")
     if not in_colab():
         say(f"not on Colab: runs are kept on this machine, in the folder {folder}")
-        return Path(folder)
+        return user_path(folder)
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ColabError(f"{folder!r} is not the name of a folder in My Drive: use one such as s8lib")
     if keep != "here":
@@ -147,14 +148,14 @@ def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[st
         HubError: the Hub has no such repository, or it holds no run.
         ConnectionError: the Hub cannot be reached.
     """
-    kept = Path(kept)
+    kept = user_path(kept)
     which = which.strip() or _newest(kept)
     if Path(which).name == which and (kept / which / MANIFEST).exists():
         run = run_folder(kept, which, say)
         if run.copies:
             with run.lock():
                 run.fetch()  # what Drive holds and this machine does not
-    elif Path(which, MANIFEST).exists():
+    elif (user_path(which) / MANIFEST).exists():
         run = RunFolder(which, say)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", which):
         run = RunFolder(runs_here(kept) / which.replace("/", "--"), say)
@@ -166,18 +167,6 @@ def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[st
         raise RunError(f"{which!r} is no run in {kept}, no run's folder and no USER/NAME on the Hub")
     run.log()  # raises if there is none
     return run
-
-
-def data_of(run: RunFolder, say: Callable[[str], None] = tell) -> Cifar100:
-    """What a run was trained on and is measured on: CIFAR-100, found as `load_cifar100` does, or the stand-in.
-
-    Raises:
-        RunError: it was neither.
-    """
-    on_cifar = run.data_fingerprint in (None, CIFAR100_FINGERPRINT)
-    data = choose_data(None if on_cifar else SYNTHETIC, say=say)
-    run.refuse_other_data(data)
-    return data
 
 
 def _newest(kept: Path) -> str:
@@ -293,6 +282,8 @@ def _data_source() -> str:
     named = os.environ.get("S8_DATA")
     if named == SYNTHETIC:
         return "the synthetic stand-in, as S8_DATA says"
+    if named and holds_own_pictures(named):
+        return "pictures of your own, in the folder that S8_DATA names"
     if at_hand():
         return f"CIFAR-100 from {'the folder that S8_DATA names' if named else 'the cache of this machine'}"
     return "missing: S8_DATA names a folder without CIFAR-100" if named else "CIFAR-100, to be downloaded (150 MB)"

@@ -141,10 +141,31 @@ def test_evaluate_and_report_say_nothing_of_superclasses_or_a_hundred_classes(
 ) -> None:
     assert cli.main(["evaluate", "--run", str(run), "--data", str(pictures)]) == 0
     assert "superclass" not in capsys.readouterr().out
-    written = s8.report.write(run, s8.load_folder(pictures))
-    assert {"confusion.png", "worst_classes.png", "mistakes.png", "samples.png"} <= written.keys()
-    counted = json.loads(written["report.json"].read_text())["model"]["parameters"]
+    assert cli.main(["report", "--run", str(run), "--data", str(pictures), "--no-video"]) == 0
+    assert {"confusion.png", "worst_classes.png", "mistakes.png"} <= {path.name for path in run.iterdir()}
+    counted = json.loads((run / "report.json").read_text())["model"]["parameters"]
     assert counted == sum(parameter.numel() for parameter in s8.load_model(run / "best").parameters())
+
+
+def test_a_runs_own_pictures_are_taken_from_s8_data_too_and_missed_before_any_download(
+    run: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("S8_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("S8_DATA", raising=False)
+    for command in ("evaluate", "report"):
+        code = cli.main([command, "--run", str(run), *["--no-video"] * (command == "report")])
+        printed = capsys.readouterr()
+        assert "name its own, field trip, 3 classes, with --data FOLDER" in printed.out + printed.err
+        assert code == (2 if command == "evaluate" else 0), "a report tells what it can without its pictures"
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setenv("S8_DATA", str(pictures))
+    s8.colab.checks()
+    assert "data: pictures of your own, in the folder that S8_DATA names" in capsys.readouterr().out
+    assert s8.data_of(s8.RunFolder(run)).fingerprint() == s8.load_folder(pictures).fingerprint()
 
 
 def test_the_card_names_the_data_and_its_classes_and_claims_no_cifar_100(run: Path, pictures: Path) -> None:

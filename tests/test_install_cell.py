@@ -141,3 +141,12 @@ def test_elsewhere_the_field_is_taken_and_missed_in_a_sentence(tmp_path: Path, a
     assert asked[0][-1] == "s8lib @ git+https://github.com/typed/elsewhere"
     with pytest.raises(ValueError, match="say in ADDRESS where your copy of s8lib is"):
         run_cell(tmp_path)
+
+
+def test_a_machine_that_installed_for_the_other_notebook_gets_the_extras_of_this_one(
+    asked: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = metadata.distribution("numpy")
+    monkeypatch.setattr(metadata, "distributions", lambda name: () if name == "onnxscript" else (there,))
+    exec(compile(CELL.replace('EXTRAS = ""', 'EXTRAS = "[demo,export]"'), "cell", "exec"), {})
+    assert asked[0][-1] == "s8lib[demo,export]", "pip takes the s8lib that is there"

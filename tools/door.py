@@ -1,7 +1,8 @@
 """The notebooks as a newcomer opens them, nothing typed and nothing installed: Colab, Kaggle, plain Jupyter.
 
-An environment of its own has what such machines have: torch, and no s8lib. Colab and Kaggle are a folder each;
-the project's address on GitHub is a server on this machine, which serves what git has committed.
+Each machine begins with what such machines have: torch, and nothing of s8lib. Colab and Kaggle are a folder each,
+and Colab gives every notebook a new machine; the project's address on GitHub is a server here, which serves what
+git has committed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import http.server
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 from urllib.parse import quote
 
@@ -53,7 +56,16 @@ def run_all(name: str, folder: Path, environment: dict[str, str], places: dict[s
             for setting, value in SETTINGS.items():
                 cell.source = re.sub(rf"(?m)^{setting} = [^#]*", f"{setting} = {value!r}  ", cell.source)
     environment = {**os.environ, "S8_DATA": "synthetic", "HF_HUB_OFFLINE": "1", **environment}
-    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}}).execute(env=environment)
+    client = NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": folder}})
+    client.extra_arguments = ["--log-level=ERROR"]
+    client.execute(env=environment)
+
+
+def empty_machine() -> None:
+    """Take away whatever was installed since the Makefile made the environment."""
+    first = {line.partition("==")[0] for line in (ROOT / ".venv-door" / "installed").read_text().split()}
+    if since := {found.name for found in distributions()} - first:
+        subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *since], check=True)
 
 
 def main() -> None:
@@ -83,8 +95,12 @@ def main() -> None:
             ("Kaggle", base / "working", kaggle, {"/kaggle/input": str(base / "input")}),
             ("Jupyter", base / "jupyter" / "s8lib", {}, {}),
         ):
-            subprocess.run([sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", "s8lib"], check=True)
+            empty_machine()
             for name in NOTEBOOKS:
+                if what == "Colab" and name == NOTEBOOKS[1]:  # a new machine: Drive has the run
+                    empty_machine()
+                    shutil.rmtree(folder)
+                    folder.mkdir()
                 started = time.perf_counter()
                 run_all(name, folder, environment, places)
                 print(f"{what}: {name} ran to its end in {time.perf_counter() - started:.0f} s", flush=True)

@@ -46,9 +46,11 @@ def project():
     return ADDRESS
 
 
-if not [*distributions(name="s8lib")]:
+installed = [*distributions(name="s8lib")]
+if not installed or (EXTRAS and not [*distributions(name="onnxscript")]):  # the other notebook asks for no extras
     # What is here stays: pip must not replace the build of PyTorch that was made for these GPUs.
     here = [name for name in ("torch", "torchvision", "numpy") if [*distributions(name=name)]]
-    asked = [f"{name}=={version(name)}" for name in here] + [f"s8lib{EXTRAS} @ {project()}"]
+    asked = [f"{name}=={version(name)}" for name in here]
+    asked.append(f"s8lib{EXTRAS}" if installed else f"s8lib{EXTRAS} @ {project()}")
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *asked], check=True)
     importlib.invalidate_caches()

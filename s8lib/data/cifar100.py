@@ -145,7 +145,7 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     Raises DataError, naming the file and what to do, for anything missing, damaged or different.
     """
     folder, named_by = _folder(root)
-    may_fill = named_by == "the cache" or (named_by == "root" and _holds_only_a_download(folder))
+    may_fill = named_by == "the cache" or (root is not None and _holds_only_a_download(folder))
     files = find(folder)
     if download and may_fill and missing_of(files):
         download_into(folder)
@@ -154,8 +154,8 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     if len(missing) == len(files):
         raise DataError(
             f"{str(folder)[:300]} ({named_by}) does not hold CIFAR-100, or cannot be read: expected "
-            "cifar-100-python/{train,test,meta} or cifar100/{train,test}-00000-of-00001.parquet; "
-            "name their folder as root or S8_DATA, or leave both unset and let download=True fetch them."
+            "cifar-100-python/{train,test,meta} or cifar100/{train,test}-00000-of-00001.parquet, or pictures of "
+            "your own in train/CLASS/ and test/CLASS/; name their folder, or none, and CIFAR-100 is downloaded."
         )
     if missing:
         raise DataError(f"{missing[0]} is missing beside the other files: bring a complete copy of CIFAR-100.")
@@ -172,7 +172,7 @@ def at_hand() -> bool:
 def _folder(root: str | os.PathLike[str] | None) -> tuple[Path, str]:
     """Where to look, and which setting says so."""
     if root is not None:
-        return user_path(root), "root"
+        return user_path(root), "as named"
     if named := os.environ.get("S8_DATA"):
         return user_path(named), "S8_DATA"
     cache = os.environ.get("S8_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "s8lib")

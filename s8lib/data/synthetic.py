@@ -22,21 +22,24 @@ CANVAS, CELL = 48, 8  # pixels: a pattern is larger than the crops it gives; its
 
 
 def choose_data(
-    where: str | Path | None = None, *, may_stand_in: bool = False, say: Callable[[str], None] = tell
+    where: str | Path | None = None,
+    *,
+    may_stand_in: bool = False,
+    download: bool = True,
+    say: Callable[[str], None] = tell,
 ) -> Cifar100:
     """The data in the folder `where`, else in $S8_DATA, the cache or from a download; see `load_cifar100`.
 
-    A folder that holds other folders and no file of CIFAR-100 is one of your own pictures; see `load_folder`.
+    One of your own pictures, `train/CLASS/` and `test/CLASS/`, is read by `load_folder`.
     Either may say `synthetic` instead of a folder: the stand-in, which shows that everything works but nothing
     about CIFAR-100. With `may_stand_in` it also takes the place, loudly, of a download that fails.
     """
     named = (os.environ.get("S8_DATA") or None) if where is None else str(where)
     if named != SYNTHETIC:
-        cifar100 = find(user_path(named)).values() if named else ()
-        if named and class_folders(user_path(named)) and not any(map(os.path.isfile, cifar100)):
+        if named and holds_own_pictures(named):
             return load_folder(named)
         try:
-            return load_cifar100(where, download=where is None)
+            return load_cifar100(where, download=download and where is None)
         except DataError as error:
             if named is not None or not may_stand_in:
                 raise
@@ -45,6 +48,12 @@ def choose_data(
                 "shows that everything works; its accuracy says nothing about CIFAR-100."
             )
     return synthetic_cifar100(train=2500, test=500)  # `quick` needs a minute or so for these
+
+
+def holds_own_pictures(folder: str | Path) -> bool:
+    """Whether `folder` is one for `load_folder`: it holds other folders and no file of CIFAR-100."""
+    cifar100 = find(user_path(folder)).values()
+    return bool(class_folders(user_path(folder))) and not any(map(os.path.isfile, cifar100))
 
 
 def synthetic_cifar100(seed: int = 0, train: int = 5000, test: int = 1000) -> Cifar100:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import statistics
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from s8lib.data.cifar100 import Cifar100
+from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100
+from s8lib.data.synthetic import SYNTHETIC, choose_data
 from s8lib.models.networks import Network, build_model, load_model
 from s8lib.recipe import Recipe
 from s8lib.report.mistakes import Evaluation, evaluation
@@ -18,6 +21,25 @@ from s8lib.run.folder import RunFolder
 from s8lib.run.log import EpochLog
 
 FORMAT = 1  # of report.json
+
+
+def data_of(run: RunFolder, where: str | Path | None = None, download: bool = True) -> Cifar100:
+    """What a run was trained on and is measured on: in the folder `where`, if it is given.
+
+    Else it is CIFAR-100, as `choose_data` finds it, or the stand-in, or one's own pictures in $S8_DATA.
+
+    Raises:
+        RunError: the data there are others than the run's.
+        DataError: there are none, or they cannot be used.
+    """
+    if where is None and run.data_fingerprint not in (None, CIFAR100_FINGERPRINT):
+        stand_in = choose_data(SYNTHETIC)
+        if stand_in.fingerprint() == run.data_fingerprint:
+            return stand_in
+        where = os.environ.get("S8_DATA") or SYNTHETIC
+    data = choose_data(where, download=download)
+    run.refuse_other_data(data)
+    return data
 
 
 class NoData(Exception):

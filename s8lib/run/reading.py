@@ -144,8 +144,10 @@ class RunReader:
     def refuse_other_data(self, data: Cifar100) -> None:
         """Raise RunError if the run was trained on other data."""
         if self.data_fingerprint not in (None, data.fingerprint()):
+            own = (self.sessions() or [{}])[-1].get("data", "what it was trained on")
             raise RunError(
-                f"{self.path} was trained on other data than {data.source}: name the data it was trained on"
+                f"{self.path} was trained on other data than {data.source}: name its own, {own}, with --data "
+                "FOLDER or, in a notebook, as DATA"
             )
 
     def small_files(self) -> list[Path]:
