@@ -45,7 +45,7 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
     shorter = ""
     if seconds > LONG and device == "cpu":
         epochs = max(1, math.floor(recipe.epochs * LONG / seconds))
-        shorter = f"; a new run of {epochs} epochs would end within 20 min"
+        shorter = f"; a new run of {epochs} epoch{'s' * (epochs > 1)} would end within 20 min"
     elif seconds > LONG:
         shorter = "; the recipe quick shows a result much sooner"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""

@@ -220,7 +220,7 @@ def train(
             if not run:
                 show()
             if recipe.out_of_patience([row.selection_acc for row in log]):
-                say(f"stopped early: {recipe.patience} epochs without a better one in this cycle")
+                say(f"stopped early: no better epoch within {recipe.patience} in this cycle")
                 break
         writer.finish()
         say(f"finished: {log.summary()}")

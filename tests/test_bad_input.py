@@ -211,7 +211,7 @@ def damaged_picture(folder: Path) -> Command:
 
 COMMANDS: list[Row] = [
     ("pictures of one class", one_class, "should hold a folder of pictures for each of two or more classes"),
-    ("folders without pictures", no_pictures, "cat holds 0 files that end in .jpg, .jpeg, .png"),
+    ("folders without pictures", no_pictures, "cat holds no picture (they end in .jpg, .jpeg, .png"),
     ("a damaged picture", damaged_picture, "cat/1.png' cannot be used: it is none of JPEG, PNG"),
     *(
         command("--recipe", name, words="there is no recipe")

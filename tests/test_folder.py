@@ -102,9 +102,9 @@ def spoil(change: Callable[[Path], object]) -> Callable[[Path], Path]:
         (lambda at: draw(at / "test", 1, ("sea",)), "test holds a class that .*train does not have: 'sea'"),
         (
             lambda at: (at / "train" / "sea").mkdir(),
-            "sea holds 0 files that end in .jpg, .jpeg, .*: bring 1 or more",
+            "sea holds no picture \\(they end in .jpg, .jpeg, .*: bring 1 or more",
         ),
-        (lambda at: (at / "test" / "red fox" / "000.png").unlink(), "test/red fox holds 0 files that end in"),
+        (lambda at: (at / "test" / "red fox" / "000.png").unlink(), "test/red fox holds no picture"),
         (lambda at: (at / "train" / "red fox" / "x.png").write_bytes(b"PNG"), "red fox/x.png' cannot be used: "),
         (lambda at: draw(at / "train" / "b\nd", 1, ("sea",)), r"holds a class named 'b\\nd'"),
     ],

@@ -72,7 +72,7 @@ def _read(folder: Path, classes: tuple[str, ...], at_least: int = 1) -> Split:
     labels = torch.tensor([label for _, label in found], dtype=torch.int64)
     for name in class_folders(folder):
         if (count := int((labels == numbers[name]).sum())) < at_least:
-            what = f"{folder / name} holds {count} files that end in {', '.join(SUFFIXES)}"
+            what = f"{folder / name} holds {('no picture', 'only one')[count]} (they end in {', '.join(SUFFIXES)})"
             raise DataError(f"{what}: bring {at_least} or more.")
     with ThreadPoolExecutor() as pool:  # Pillow unpacks without Python's lock
         read = pool.map(lambda file: picture(file, file), [file for file, _ in found])

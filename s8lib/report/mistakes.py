@@ -167,7 +167,7 @@ def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
     shown = mistakes[:count].tolist()
     rows = math.ceil(len(shown) / COLUMNS)
     found = f"The surest of {len(mistakes):,}" if shown else "No"
-    title = f"{found} mistakes in {len(evaluation.split):,} test images"
+    title = f"{found} mistake{'s' * (len(mistakes) != 1)} in {len(evaluation.split):,} test images"
     figure = Figure(0.65 + 1.95 * rows, title)
     best = evaluation.logits.softmax(1).topk(2)
     for place, image in enumerate(shown, 1):

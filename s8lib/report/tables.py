@@ -83,7 +83,8 @@ def reference_runs(folder: str | Path | None = None) -> None:
     for path in logs:
         run, recipe = RunFolder(path.parent), Recipe.load(path.parent / "recipe.json")
         *_, machine = [{}, *run.sessions()]
-        threads = f", {machine['cpu_threads']} threads" if machine.get("device") == "cpu" else ""
+        count = machine.get("cpu_threads", 0) if machine.get("device") == "cpu" else 0
+        threads = f", {count} thread{'s' * (count > 1)}" if count else ""
         hardware = f"{machine.get('device_name', 'unknown hardware')}{threads}, {machine.get('precision')}"
         commit = str(run.read_json("report.json", default={}).get("commit", "unrecorded"))[:10]
         tell(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
