@@ -83,11 +83,11 @@ def _pages(figure: Figure, log: EpochLog, recipe: Recipe) -> Iterator[None]:
             f"test accuracy {row.test_acc:.2f}%, best so far {row.best_acc:.2f}%\n"
             f"learning rate {row.lr:.5f}, dropout {row.dropout:g}\n"
             f"MixUp α {row.mixup_alpha:g}, augmentation {row.augmentation}\n"
-            f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s an epoch"
+            f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s for this epoch"
         )
         lines = [
-            f"{row.epoch:5d}{'*' if row is shown.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.1f}"
-            f"{row.test_loss:12.3f}  {row.test_acc:5.1f}"
+            f"{row.epoch:5d}{'*' if row is shown.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.2f}"
+            f"{row.test_loss:12.3f}  {row.test_acc:5.2f}"
             for row in shown.rows[-ROWS:]
         ]
         table.set_text("\n".join(["epoch  train loss  acc %   test loss  acc %", *lines]))
