@@ -50,11 +50,11 @@ class Metrics:
         low, high = self.top1_interval
         ranked = sorted(zip(self.per_class, classes, strict=True))
         rows = {
-            "top-1": f"{self.top1:.2f}%  (95% interval {low:.2f} to {high:.2f}%)",
+            "top-1": f"{self.top1:.2f}% (95% interval {low:.2f} to {high:.2f}%)",
             "top-5": f"{self.top5:.2f}%",
             "superclass top-1": f"{self.superclass_top1:.2f}%",
             "NLL": f"{self.loss:.4f} nats",
-            "calibration error": f"{self.ece:.2f}%  ({BINS} bins)",
+            "calibration error": f"{self.ece:.2f}% ({BINS} bins)",
             "worst classes": ", ".join(f"{name} {accuracy:.0f}%" for accuracy, name in ranked[:5]),
         }
         if self.superclass_top1 == self.top1:  # one's own classes have no superclasses

@@ -157,13 +157,31 @@ def test_readme_names_the_oldest_versions_that_are_allowed() -> None:
     assert f"(torch {torch}, huggingface_hub {hub})" in README
 
 
-def test_the_recipe_table_lists_every_preset() -> None:
-    for name, recipe in s8.PRESETS.items():
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}` |"))
-        assert f"| {recipe.model} | {recipe.epochs} | {recipe.batch_size} |" in row
+def test_the_table_of_configurations_is_what_the_recipes_are() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines() if "|" in line]
+    cells = {row[0]: row[1:] for row in rows}
+    for column, recipe in enumerate((s8.SEED_100, s8.QUICK)):
+        parameters = sum(weights.numel() for weights in s8.build_model(recipe.model).parameters())
+        first = recipe.phase1_epochs
+        for title, expected in {
+            "": (recipe.name,),
+            "network, parameters": (recipe.model, f"{parameters:,}"),
+            "epochs (phase 1 + phase 2), batch": (f"{first} + {recipe.epochs - first}, {recipe.batch_size}",),
+            "optimizer": (recipe.optimizer, recipe.momentum),
+            "weight decay, label smoothing": (recipe.weight_decay, recipe.label_smoothing),
+            "learning rate": (recipe.lr_start, recipe.lr_peak, recipe.warmup_epochs, recipe.lr_final),
+            "dropout": recipe.dropout,
+            "MixUp α": recipe.mixup_alpha,
+            "augmentation": recipe.augmentation,
+            "early stopping": (recipe.patience,),
+        }.items():
+            cell = cells[title][column].lower().replace("none", "0")
+            figures = {float(figure) for figure in re.findall(r"\b\d[\d.]*(?:e-\d+)?\b", cell)}
+            for value in (value or 0 for value in expected):
+                assert value in cell if isinstance(value, str) else value in figures, f"{title}: {value}"
+    assert dataclasses.replace(s8.SEED_100.stretched(2), name="seed-200") == s8.SEED_200
 
 
 def test_parameter_counts_are_the_networks() -> None:
-    for name in ("wrn-28-10", "resnet-42"):
-        count = sum(parameter.numel() for parameter in s8.build_model(name).parameters())
-        assert re.search(rf"`{name}` \({count:,}", README), name
+    count = sum(parameter.numel() for parameter in s8.build_model("resnet-42").parameters())
+    assert f"`resnet-42` ({count:,} parameters)" in README

@@ -126,9 +126,13 @@ def class_accuracy(evaluation: Evaluation) -> Figure:
 
 @light
 def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
-    """The `count` classes with the lowest top-1, each with an image for every class it is most often taken for."""
+    """The `count` classes with the lowest top-1, each with an image for every class it is most often taken for.
+
+    Classes without a mistake are left out, unless there are no others.
+    """
     top1 = evaluation.metrics.per_class
-    worst = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: top1[c])[:count]
+    ranked = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: top1[c])
+    worst = [c for c in ranked[:count] if top1[c] < 100] or ranked[:1]
     counts = evaluation.split.labels.bincount(minlength=len(top1)).tolist()
     figure = Figure(1.4 + 0.9 * len(worst), "The worst classes, and what they are most often taken for")
     grid = figure.add_gridspec(len(worst), 1 + EXAMPLES, width_ratios=(2.8, *[1] * EXAMPLES))
@@ -199,7 +203,8 @@ def reliability(evaluation: Evaluation) -> Figure:
     hatched = {"color": "#FFFFFFB0", "edgecolor": RED, "hatch": "///", "label": "gap to its mean confidence"}
     diagram.bar(middles, sure - accuracy, 0.5 * width, accuracy, **hatched)
     diagram.plot([0, 100], [0, 100], "--", color=INK, linewidth=1.2, label="perfectly calibrated")
-    diagram.legend(loc="upper left", framealpha=1)
+    # Above the diagram: a network that is too modest fills it to the top.
+    diagram.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
     diagram.set(ylabel="accuracy (%)", ylim=(0, 100))
     sizes.bar(middles, images, width, color=FAINT, edgecolor="white")
     sizes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

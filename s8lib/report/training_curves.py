@@ -106,7 +106,8 @@ class CurvesPlot:
         lines = [self._lines[name] for name in shown.values()]
         accuracy.legend(lines, shown, loc="upper left", ncols=len(shown), framealpha=1)
         self._loss.legend(lines, shown, loc="upper right", ncols=len(shown), framealpha=1)
-        lr.legend([self._lr, planned], ["so far", "planned"], loc="upper right", ncols=2, framealpha=1)
+        if len(log) < recipe.epochs:
+            lr.legend([self._lr, planned], ["so far", "planned"], loc="upper right", ncols=2, framealpha=1)
         self.show(log)
 
     def show(self, log: EpochLog) -> None:
