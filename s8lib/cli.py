@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from s8lib.models.network import Network
 
+FIRST_STEPS = "first steps: `s8lib train --run runs/first`, then `s8lib predict --run runs/first photo.jpg`"
 DONE, FAULT, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -181,8 +182,13 @@ def _named(text: str) -> Path:
     return user_path(text)
 
 
+def _told(what: str) -> dict[str, str]:
+    """What a command does, in the list of all and on top of its own help."""
+    return {"help": what, "description": f"{what[0].upper()}{what[1:]}."}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="s8lib", description=__doc__)
+    parser = argparse.ArgumentParser(prog="s8lib", description=__doc__, epilog=FIRST_STEPS)
     parser.add_argument("--version", action="version", version=f"s8lib {s8.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -197,16 +203,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="such as cuda, cuda:1, mps, cpu; default the best here")
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
 
-    command = commands.add_parser("train", parents=[common], help="train, or go on with, a run")
+    command = commands.add_parser("train", parents=[common], **_told("train a run, or go on with it"))
     add = command.add_argument
     add("--recipe", default="auto", metavar="NAME|FILE", help=f"auto, {', '.join(PRESETS)} or a recipe.json")
     add("--model", help="wrn-28-10, resnet-42, resnet-11 or any wrn-D-K; default the recipe's")
     add("--run", type=_named, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL-seedN")
     add("--epochs", type=int, metavar="N", help="stretch or shorten the whole recipe to N epochs")
     add("--seed", type=int, metavar="N", help="of weights, data order and noise; default the recipe's")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe; repeatable")
     add("--holdout", type=int, default=0, metavar="N", help="choose the best epoch on N held-out training images")
-    add("--compile", default="auto", choices=("auto", "on", "off"), help="torch.compile")
+    add("--compile", default="auto", choices=("auto", "on", "off"), help="torch.compile; default on for GPUs")
     add("--deterministic", action="store_true", help="equal runs are equal to the bit on a GPU too; slower")
     add("--sync-batchnorm", action="store_true", help="normalise over all ranks' images; several GPUs only")
     add("--hub-repo", metavar="USER/NAME", help="publish there; an empty run folder goes on from what it holds")
@@ -219,23 +225,27 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
     source.add_argument("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
 
-    command = commands.add_parser("evaluate", parents=[common, weights], help="measure weights on the test set")
+    command = commands.add_parser(
+        "evaluate", parents=[common, weights], **_told("measure weights on the test set")
+    )
     command.add_argument("--flips", action="store_true", help="average each image's answer with its mirror's")
     command.add_argument("--json", type=_named, metavar="FILE", help="also write every number here")
     command.set_defaults(command=_evaluate)
 
-    command = commands.add_parser("report", parents=[common], help="draw, film and tabulate what a run left")
+    command = commands.add_parser("report", parents=[common], **_told("draw, film and tabulate what a run left"))
     add = command.add_argument
     add("--run", type=_named, metavar="DIR", required=True, help="the run's folder; everything is written there")
     add("--target", type=float, metavar="PERCENT", help="a test accuracy to draw as a line")
     add("--no-video", action="store_true", help="leave out epoch_log.mov")
     command.set_defaults(command=_report)
 
-    command = commands.add_parser("predict", parents=[weights], help="say what is on pictures")
+    command = commands.add_parser("predict", parents=[weights], **_told("say what is on pictures"))
     command.add_argument("pictures", nargs="+", metavar="PICTURE", help="image files of any size")
     command.set_defaults(command=_predict)
 
-    command = commands.add_parser("export", parents=[weights], help="write weights for others: ONNX, torch.export")
+    command = commands.add_parser(
+        "export", parents=[weights], **_told("write weights for others: ONNX, torch.export")
+    )
     kinds = ("onnx", "program")
     command.add_argument(
         "--to", nargs="+", choices=kinds, default=kinds, help="model.onnx, model.pt2; default both"
@@ -243,13 +253,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=_named, default=Path(), metavar="DIR", help="default: here")
     command.set_defaults(command=_export)
 
-    command = commands.add_parser("demo", parents=[weights], help="open a page to try weights on; needs gradio")
+    command = commands.add_parser(
+        "demo", parents=[weights], **_told("open a page to try weights on; needs gradio")
+    )
     command.set_defaults(command=_demo)
 
-    command = commands.add_parser("checks", help="say what this machine can do")
+    command = commands.add_parser("checks", **_told("say what this machine can do"))
     command.set_defaults(command=_checks)
 
-    command = commands.add_parser("publish", help="send what a run holds to the Hugging Face Hub")
+    command = commands.add_parser("publish", **_told("send what a run holds to the Hugging Face Hub"))
     command.add_argument("--run", type=_named, metavar="DIR", required=True, help="the run's folder")
     command.add_argument("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
     command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")

@@ -38,7 +38,7 @@ def check_fit(
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ModelError(f"{model.name} is not in float32: build it under torch.set_default_dtype(torch.float32)")
     if recipe.batch_size > images:
-        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images")
+        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images: take less")
     if recipe.batch_size % ranks.world:
         raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
     if sync_batchnorm and device.type != "cuda":

@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[1]
+GITHUB = r"(?:https://|git@|ssh://git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?"
 EXECUTED = ROOT / "s8lib-runs"  # where the notebook keeps its runs
 
 
@@ -48,27 +49,35 @@ def store(notebooks: list[Path]) -> None:
         folder = Path(name)
         shutil.copytree(ROOT / "results", folder / "results")
         remote = subprocess.run(["git", "remote", "get-url", "origin"], cwd=ROOT, capture_output=True, text=True)
+        found = re.fullmatch(GITHUB, remote.stdout.strip())
+        repo, readme = found[1] if found else "", ROOT / "README.md"
+        title, _, text = readme.read_text(encoding="utf-8").partition("\n\n")
+        readme.write_text(f"{title}\n\n{with_badge(text, notebooks[0].name, repo)}", encoding="utf-8")
         for notebook in notebooks:
             content = nbformat.read(notebook, as_version=4)
-            dress(content, notebook.name, remote.stdout.strip())
+            dress(content, notebook.name, repo)
             nbformat.write(content, notebook)
             run(notebook, folder, folder / notebook.name)
             keep(nbformat.read(folder / notebook.name, as_version=4), notebook)
 
 
-def dress(content: nbformat.NotebookNode, name: str, origin: str) -> None:
-    """Give a notebook the cell that installs, and a badge that opens it on Colab if the project is on GitHub."""
+def with_badge(text: str, name: str, repo: str) -> str:
+    """`text` below a badge that opens the notebook `name` of `repo`, if that is on GitHub, on Colab."""
+    text = re.sub(r"^\[!\[Open in Colab.*\n\n", "", text)
+    colab = "https://colab.research.google.com"
+    badge = f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{repo}/blob/main/{name})"
+    return f"{badge}\n\n{text}" if repo else text
+
+
+def dress(content: nbformat.NotebookNode, name: str, repo: str) -> None:
+    """Give a notebook the cell that installs, with the address of `repo` on GitHub, and its badge."""
     (cell,) = (cell for cell in content.cells if cell.source.startswith("# @title Install"))
     extras = re.search(r"^EXTRAS = .*", cell.source, re.MULTILINE)
     cell.source = (ROOT / "tools" / "install_cell.py").read_text(encoding="utf-8").rstrip()
     cell.source = cell.source.replace('EXTRAS = ""', extras[0] if extras else 'EXTRAS = ""')
-    found = re.fullmatch(r"(?:https://|git@|ssh://git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?", origin)
-    content.cells[0].source = re.sub(r"^\[!\[Open in Colab.*\n\n", "", content.cells[0].source)
-    if found:
-        colab = "https://colab.research.google.com"
-        badge = f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{found[1]}/blob/main/{name})"
-        content.cells[0].source = f"{badge}\n\n{content.cells[0].source}"
-        cell.source = cell.source.replace('ADDRESS = ""', f'ADDRESS = "git+https://github.com/{found[1]}"')
+    content.cells[0].source = with_badge(content.cells[0].source, name, repo)
+    if repo:
+        cell.source = cell.source.replace('ADDRESS = ""', f'ADDRESS = "git+https://github.com/{repo}"')
 
 
 def keep(content: nbformat.NotebookNode, notebook: Path) -> None:
