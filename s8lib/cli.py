@@ -225,9 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
     source.add_argument("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
 
-    command = commands.add_parser(
-        "evaluate", parents=[common, weights], **_told("measure weights on the test set")
-    )
+    command = commands.add_parser("evaluate", parents=[common, weights], **_told("measure weights on test images"))
     command.add_argument("--flips", action="store_true", help="average each image's answer with its mirror's")
     command.add_argument("--json", type=_named, metavar="FILE", help="also write every number here")
     command.set_defaults(command=_evaluate)
@@ -243,9 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("pictures", nargs="+", metavar="PICTURE", help="image files of any size")
     command.set_defaults(command=_predict)
 
-    command = commands.add_parser(
-        "export", parents=[weights], **_told("write weights for others: ONNX, torch.export")
-    )
+    command = commands.add_parser("export", parents=[weights], **_told("write weights as ONNX and torch.export"))
     kinds = ("onnx", "program")
     command.add_argument(
         "--to", nargs="+", choices=kinds, default=kinds, help="model.onnx, model.pt2; default both"
@@ -253,9 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=_named, default=Path(), metavar="DIR", help="default: here")
     command.set_defaults(command=_export)
 
-    command = commands.add_parser(
-        "demo", parents=[weights], **_told("open a page to try weights on; needs gradio")
-    )
+    command = commands.add_parser("demo", parents=[weights], **_told("open a page to try weights on (gradio)"))
     command.set_defaults(command=_demo)
 
     command = commands.add_parser("checks", **_told("say what this machine can do"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,13 +20,7 @@ PER_SUPERCLASS = CLASSES // SUPERCLASSES
 CANVAS, CELL = 48, 8  # pixels: a pattern is larger than the crops it gives; its grid has a point every 8
 
 
-def choose_data(
-    where: str | Path | None = None,
-    *,
-    may_stand_in: bool = False,
-    download: bool = True,
-    say: Callable[[str], None] = tell,
-) -> Cifar100:
+def choose_data(where: str | Path | None = None, *, may_stand_in: bool = False, download: bool = True) -> Cifar100:
     """The data in the folder `where`, else in $S8_DATA, the cache or from a download; see `load_cifar100`.
 
     One of your own pictures, `train/CLASS/` and `test/CLASS/`, is read by `load_folder`.
@@ -43,7 +36,7 @@ def choose_data(
         except DataError as error:
             if named is not None or not may_stand_in:
                 raise
-            say(
+            tell(
                 f"NOTE: CIFAR-100 cannot be had: {error}\nNOTE: training on the SYNTHETIC stand-in instead. It "
                 "shows that everything works; its accuracy says nothing about CIFAR-100."
             )

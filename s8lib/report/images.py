@@ -98,12 +98,9 @@ def guesses(
         caption = captions[place] if captions else in_words(answer[0].superclass or "")
         thumbnail(figure.add_subplot(rows, 4, 2 * place + 1), image, caption)
         ax = figure.add_subplot(rows, 4, 2 * place + 2)
-        shown = ax.barh(
-            [in_words(guess.name) for guess in answer], [guess.probability for guess in answer], 0.6, color=BLUE
-        )
-        ax.bar_label(
-            shown, fmt=lambda probability: f"{100 * probability:.0f}%", padding=3, color=FAINT, fontsize=8.5
-        )
+        names, sure = zip(*((in_words(guess.name), guess.probability) for guess in answer), strict=True)
+        shown = ax.barh(names, sure, 0.6, color=BLUE)
+        ax.bar_label(shown, fmt="{:.0%}", padding=3, color=FAINT, fontsize=8.5)
         ax.set(xlim=(0, 1), xticks=[])
         ax.invert_yaxis()
         ax.tick_params(length=0)
