@@ -126,7 +126,7 @@ def class_accuracy(evaluation: Evaluation) -> Figure:
 
 @light
 def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
-    """The `count` lowest classes below 100% top-1, each with an image for every class it is most often taken for."""
+    """The `count` lowest classes below 100% top-1, each with an image for each that it is most often taken for."""
     top1 = evaluation.metrics.per_class
     ranked = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: top1[c])
     worst = [c for c in ranked[:count] if top1[c] < 100] or ranked[:1]
