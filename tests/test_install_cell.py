@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 import s8lib as s8
 from tests.test_colab import content  # noqa: F401  (a fixture)
+from tools import notebooks
 
 ROOT = Path(s8.__file__).parents[1]
 CELL = (ROOT / "tools" / "install_cell.py").read_text(encoding="utf-8")
@@ -28,6 +30,17 @@ def test_both_notebooks_begin_with_that_cell(name: str) -> None:
     first = next(cell for cell in nbformat.read(ROOT / name, as_version=4).cells if cell.cell_type == "code")
     kept = [line for line in first.source.splitlines() if not line.startswith(("EXTRAS = ", "ADDRESS = "))]
     assert kept == [line for line in CELL.splitlines() if not line.startswith(("EXTRAS = ", "ADDRESS = "))]
+
+
+def test_a_badge_opens_the_notebook_of_the_project_on_github_and_goes_with_it() -> None:
+    address = "git@github.com:someone/s8lib.fork.git"
+    repo = re.fullmatch(notebooks.GITHUB, address)[1]  # type: ignore[index]
+    page = "https://colab.research.google.com/github/someone/s8lib.fork/blob/main/session_8.ipynb"
+    dressed = notebooks.with_badge("Train a network.\n\nMore.", "session_8.ipynb", repo)
+    assert dressed.splitlines()[0].endswith(f"({page})")
+    assert notebooks.with_badge(dressed, "session_8.ipynb", repo) == dressed
+    assert notebooks.with_badge(dressed, "session_8.ipynb", "") == "Train a network.\n\nMore."
+    assert not re.fullmatch(notebooks.GITHUB, "https://example.org/someone/s8lib")
 
 
 @pytest.fixture

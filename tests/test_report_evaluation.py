@@ -127,6 +127,11 @@ def test_a_network_without_mistakes_and_one_without_a_class_are_drawn_too(
         ):  # fmt: skip
             picture(found).canvas.draw()
     assert "No mistakes in 400 test images" in texts(report.confident_mistakes(perfect))
+    one_wrong = right.clone()
+    one_wrong[0] = right[labels != labels[0]][0]
+    one = dataclasses.replace(evaluation, logits=one_wrong)
+    assert "The surest of 1 mistake in 400 test images" in texts(report.confident_mistakes(one))
+    assert len(report.worst_classes(one).axes[0].get_yticklabels()) == 1, "classes without a mistake are not worst"
 
 
 def test_every_class_is_on_one_picture_the_best_first(evaluation: report.Evaluation, data: s8.Cifar100) -> None:
