@@ -182,7 +182,7 @@ def _named(text: str) -> Path:
     return user_path(text)
 
 
-def _told(what: str) -> dict[str, str]:
+def _told(what: str) -> dict[str, Any]:
     """What a command does, in the list of all and on top of its own help."""
     return {"help": what, "description": f"{what[0].upper()}{what[1:]}."}
 
