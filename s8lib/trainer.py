@@ -283,12 +283,13 @@ def loss_function(network: nn.Module, train_set: Split, device: torch.device, pr
         images = augment.normalize(augment.resize(images, batch.image_size, batch.policy.antialias))
         if batch.lam is not None:
             images = augment.mixup(images, batch.lam)
+        images, labels, partners = images[batch.before :], labels[batch.before :], labels.roll(1)[batch.before :]
         with autocast(device, precision):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         weight = torch.ones((), device=device) if batch.lam is None else batch.lam
-        loss = augment.mixup_cross_entropy(logits, labels, weight, batch.label_smoothing)
+        loss = augment.mixup_cross_entropy(logits, labels, partners, weight, batch.label_smoothing)
         predicted = logits.detach().argmax(1)
-        own, partner = (predicted == labels).sum(), (predicted == labels.roll(1)).sum()
+        own, partner = (predicted == labels).sum(), (predicted == partners).sum()
         return loss, weight * own + (1 - weight) * partner
 
     return loss_of
