@@ -20,6 +20,7 @@ from s8lib.data.batches import Batch, EpochPlan, plan_epoch, seed_dropout
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.cifar100 import holdout as holdout_split
 from s8lib.forecast import forecast, in_words, seconds_left, until
+from s8lib.launch import on_every_gpu
 from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
 from s8lib.machine.device import (
     autocast,
@@ -62,6 +63,7 @@ STARTS_FROM = 5000  # training images that a network may take first weights from
 LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
+@on_every_gpu
 def train(
     recipe: Recipe,
     model: Network,
@@ -283,12 +285,13 @@ def loss_function(network: nn.Module, train_set: Split, device: torch.device, pr
         images = augment.normalize(augment.resize(images, batch.image_size, batch.policy.antialias))
         if batch.lam is not None:
             images = augment.mixup(images, batch.lam)
+        images, labels, partners = images[batch.before :], labels[batch.before :], labels.roll(1)[batch.before :]
         with autocast(device, precision):
             logits = network(images.contiguous(memory_format=torch.channels_last))
         weight = torch.ones((), device=device) if batch.lam is None else batch.lam
-        loss = augment.mixup_cross_entropy(logits, labels, weight, batch.label_smoothing)
+        loss = augment.mixup_cross_entropy(logits, labels, partners, weight, batch.label_smoothing)
         predicted = logits.detach().argmax(1)
-        own, partner = (predicted == labels).sum(), (predicted == labels.roll(1)).sum()
+        own, partner = (predicted == labels).sum(), (predicted == partners).sum()
         return loss, weight * own + (1 - weight) * partner
 
     return loss_of

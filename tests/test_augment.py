@@ -366,7 +366,7 @@ def test_mixup_loss_equals_cross_entropy_with_soft_labels(smoothing: float, shap
     logits = torch.randn(32, 100, generator=generator, requires_grad=True)
     labels = torch.randint(100, (32,), generator=generator)
     lam = torch.full(shape, 0.3)
-    loss = aug.mixup_cross_entropy(logits, labels, lam, smoothing)
+    loss = aug.mixup_cross_entropy(logits, labels, labels.roll(1), lam, smoothing)
     one_hot = F.one_hot(labels, 100) * (1 - smoothing) + smoothing / 100
     targets = 0.3 * one_hot + 0.7 * one_hot.roll(1, 0)
     expected = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
@@ -381,7 +381,7 @@ def test_mixup_mixes_the_same_pairs_in_images_and_labels() -> None:
     one_hot = F.one_hot(labels, 8).float()
     mixed = aug.mixup(one_hot[:, :, None, None], torch.tensor(0.7))[:, :, 0, 0]
     # With the mixed labels' own logarithms for logits, the loss is the entropy of (.7, .3): its least value.
-    loss = aug.mixup_cross_entropy((mixed + 1e-12).log(), labels, torch.tensor(0.7))
+    loss = aug.mixup_cross_entropy((mixed + 1e-12).log(), labels, labels.roll(1), torch.tensor(0.7))
     assert loss.item() == pytest.approx(-(0.7 * math.log(0.7) + 0.3 * math.log(0.3)), abs=1e-5)
 
 
@@ -390,14 +390,16 @@ def test_mixup_with_lambda_1_is_no_mixup(images: Tensor) -> None:
     logits = torch.randn(64, 100, generator=seeded())
     assert torch.equal(aug.mixup(unit(images), one), unit(images))
     plain = F.cross_entropy(logits, labels, label_smoothing=0.1)
-    torch.testing.assert_close(aug.mixup_cross_entropy(logits, labels, one, 0.1), plain)
+    torch.testing.assert_close(aug.mixup_cross_entropy(logits, labels, labels.roll(1), one, 0.1), plain)
 
 
 def test_mixup_loss_of_half_precision_logits_is_float32() -> None:
     logits, labels = torch.randn(8, 100, generator=seeded()).bfloat16(), torch.arange(8)
-    loss = aug.mixup_cross_entropy(logits, labels, torch.tensor(0.5))
+    loss = aug.mixup_cross_entropy(logits, labels, labels.roll(1), torch.tensor(0.5))
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, aug.mixup_cross_entropy(logits.float(), labels, torch.tensor(0.5)))
+    torch.testing.assert_close(
+        loss, aug.mixup_cross_entropy(logits.float(), labels, labels.roll(1), torch.tensor(0.5))
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.15, 0.2, 1.0])
@@ -436,7 +438,7 @@ def test_gpu_equals_cpu_and_no_step_waits_for_it(images: Tensor, name: str) -> N
     try:
         got = aug.apply(there, draws_there[:64], policy)
         mixed = aug.mixup(aug.normalize(got), lam_there)
-        loss = aug.mixup_cross_entropy(logits, labels_there, lam_there, 0.1)
+        loss = aug.mixup_cross_entropy(logits, labels_there, labels_there.roll(1), lam_there, 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=0)

@@ -91,7 +91,8 @@ def test_the_plan_follows_the_recipes_phase() -> None:
 def test_ranks_share_each_global_batch_exactly(world: int) -> None:
     whole = plan()
     for step in range(whole.steps):
-        shares = [whole.batch(step, Ranks(rank, world)).order for rank in range(world)]
+        batches = [whole.batch(step, Ranks(rank, world)) for rank in range(world)]
+        shares = [batch.order[batch.before :] for batch in batches]
         assert {len(share) for share in shares} == {64 // world}
         assert torch.equal(torch.cat(shares), whole.order[step * 64 : (step + 1) * 64])
 

@@ -32,7 +32,7 @@ class Draws:
     hsv: Tensor  # [n, 3] float32, shifts in OpenCV's 8-bit units
     hole: Tensor  # [n, 2] int64, top row and left column of the hole; SIDE, outside the image, for none
 
-    def __getitem__(self, rows: slice) -> Draws:
+    def __getitem__(self, rows: slice | Tensor) -> Draws:
         return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Draws:
@@ -187,9 +187,14 @@ def mixup(images: Tensor, lam: Tensor) -> Tensor:
     return lam * images + (1 - lam) * images.roll(1, 0)
 
 
-def mixup_cross_entropy(logits: Tensor, labels: Tensor, lam: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The mean loss in nats, 0-d float32, of [B, classes] logits for images that `mixup` mixed by `lam`."""
+def mixup_cross_entropy(
+    logits: Tensor, labels: Tensor, partners: Tensor, lam: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """The mean loss in nats, 0-d float32, of [B, classes] logits for images that `mixup` mixed by `lam`.
+
+    `labels` and `partners`, [B] int64, are those of each image and of the one before it.
+    """
     logits, lam = logits.float(), lam.reshape(())
     own = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    partners = F.cross_entropy(logits, labels.roll(1), label_smoothing=label_smoothing)
-    return lam * own + (1 - lam) * partners
+    other = F.cross_entropy(logits, partners, label_smoothing=label_smoothing)
+    return lam * own + (1 - lam) * other

@@ -22,9 +22,10 @@ class Batch:
     """One rank's share of a step: which images, and all that is done to them.
 
     Attributes:
-        order: [B] int64, the images.
+        order: [before + B] int64, the images.
         draws: their augmentation, of `policy`.
         lam: 0-d float32, MixUp's lambda; None leaves them unmixed.
+        before: 1 if the first of them is another rank's, and here only as the partner of the next; else 0.
         image_size: pixels, the side they are shrunk to.
     """
 
@@ -34,6 +35,7 @@ class Batch:
     policy: Policy
     image_size: int
     label_smoothing: float
+    before: int
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,13 @@ class EpochPlan:
 
     def batch(self, step: int, ranks: Ranks) -> Batch:
         """This rank's part of the global batch of `step`."""
-        size, knobs = self.recipe.batch_size // ranks.world, self.recipe.at(self.epoch)
-        begin = (step * ranks.world + ranks.rank) * size
-        rows = slice(begin, begin + size)
+        whole, knobs = self.recipe.batch_size, self.recipe.at(self.epoch)
+        size, begin, before = whole // ranks.world, step * whole, 0
+        rows: slice | Tensor = slice(begin + ranks.rank * size, begin + (ranks.rank + 1) * size)
+        if ranks.world > 1 and knobs.mixup_alpha:  # the image before this share comes along, as in the whole batch
+            before = 1
+            share = torch.arange(ranks.rank * size - 1, (ranks.rank + 1) * size, device=self.order.device)
+            rows = begin + share % whole
         return Batch(
             self.order[rows],
             self.draws[rows],
@@ -68,6 +74,7 @@ class EpochPlan:
             POLICIES[knobs.augmentation],
             knobs.image_size,
             knobs.label_smoothing,
+            before,
         )
 
 

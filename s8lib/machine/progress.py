@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 import sys
 
 from tqdm import tqdm
+
+IN_NOTEBOOK = "S8_IN_NOTEBOOK"  # set for processes whose stdout a notebook shows
 
 
 def tell(line: str) -> None:
@@ -48,7 +51,7 @@ def progress_bar(steps: range, what: str, shown: bool = True, only_time: bool = 
     if not shown:
         return tqdm(steps, disable=True)
     form = "{desc}: {elapsed}" if only_time else None
-    if in_notebook():
+    if in_notebook() or IN_NOTEBOOK in os.environ:
         where = {"file": sys.stdout, "ncols": 100, "mininterval": 0.5, "maxinterval": 2}
         return tqdm(steps, what, leave=False, bar_format=form, **where)
     return tqdm(steps, what, leave=False, bar_format=form, disable=None)  # None: only where stderr is a terminal

@@ -1,0 +1,164 @@
+"""Training on all GPUs of a notebook: `train` runs in ranks of their own, and what they say and reach comes back.
+
+torch wants a process for each GPU, and a notebook is one. A temporary folder brings the ranks what `train` was
+given; what only rank 0 needs, such as the Hub's token, comes by stdin alone. When stdin closes, whoever asked has
+been interrupted or is gone, and they end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import io
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import torch
+
+from s8lib.machine.device import DeviceError
+from s8lib.machine.progress import IN_NOTEBOOK, in_notebook, tell
+from s8lib.run.folder import RunFolder, how_to_go_on
+from s8lib.run.log import EpochLog
+from s8lib.run.save import RunFault, replacing
+from s8lib.session import telling_how_to_go_on
+from s8lib.validation import BadInput
+
+RANKS = "S8_RANKS"  # how many to start, whatever GPUs there are
+WATCH = "\x1e"  # a line with it says that there is a new epoch log for `watch`
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+P = ParamSpec("P")
+
+
+def on_every_gpu(train: Callable[P, EpochLog]) -> Callable[P, EpochLog]:
+    """`train`, which in a notebook with several GPUs, or where $S8_RANKS says so, starts a rank for each."""
+
+    @functools.wraps(train)
+    def started(*args: P.args, **options: P.kwargs) -> EpochLog:
+        given = inspect.signature(train).bind(*args, **options)
+        given.apply_defaults()
+        ranks = _how_many(**given.arguments)
+        return _on_ranks(ranks, started, **given.arguments) if ranks > 1 else train(*args, **options)
+
+    return started
+
+
+def _how_many(recipe: Any, device: Any, say: Callable[[str], None], **others: Any) -> int:
+    named = os.environ.get(RANKS)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not (named or in_notebook()):
+        return 1  # this is a rank, or a program, which torchrun can start
+    if named and not named.isdecimal():
+        raise DeviceError(f"{RANKS} = {named!r}: must be the number of ranks to train on, such as 2")
+    all_gpus = torch.cuda.device_count() if device is None or str(device) == "cuda" else 1
+    ranks = int(named) if named else all_gpus
+    if ranks > 1 and recipe.batch_size % ranks:
+        say(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks} GPUs, so one trains alone")
+        return 1
+    return ranks
+
+
+def _on_ranks(ranks: int, train: Callable[..., EpochLog], **given: Any) -> EpochLog:
+    """What `train` returns, raises and does to `model`."""
+    say, watch, run, model = given.pop("say"), given["watch"], given["run"], given["model"]
+    run = RunFolder(run, say) if isinstance(run, str | Path) else run
+    environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // ranks)), **os.environ}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "utf-8"}
+    environment |= {IN_NOTEBOOK: "1"} if in_notebook() else {}
+
+    say(f"starting {ranks} ranks, which share every batch")
+    with tempfile.TemporaryDirectory(prefix="s8lib-ranks-") as name, telling_how_to_go_on(run, say):
+        folder = Path(name)
+        for_first = {"run": run and RunFolder(run.path, copies=run.copies), "hub": given["hub"]}
+        for_first["watch"] = watch and functools.partial(_show, folder)
+        given |= {"run": run and RunFolder(run.path), "hub": None, "watch": None}
+        torch.save({"train": train, **given}, folder / "given")
+        with (
+            open(folder / "stderr", "wb") as stderr,
+            subprocess.Popen(
+                [*LAUNCHER, f"--nproc-per-node={ranks}", "-m", "s8lib.launch", name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                start_new_session=True,  # Ctrl-C is for this process, which stops them all at once
+                env=environment,
+            ) as launched,
+        ):
+            assert launched.stdin
+            assert launched.stdout
+            lines = io.TextIOWrapper(launched.stdout, "utf-8", "replace", newline="")
+            try:
+                with contextlib.suppress(BrokenPipeError):  # it could not start: stderr says why
+                    launched.stdin.write(pickle.dumps(for_first))
+                    launched.stdin.flush()
+                for line in lines:
+                    if WATCH in line:
+                        watch(pickle.loads((folder / "log").read_bytes()))
+                    elif line.endswith("\r"):  # a progress bar
+                        print(line, end="", flush=True)
+                    else:
+                        say(line.rstrip("\n"))
+            finally:
+                launched.stdin.close()
+                lines.read()  # until the last of them has ended
+
+        problems = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("problem*"))]
+        if problems:  # what a rank did not foresee may only be that another one has gone
+            raise min(problems, key=lambda problem: hasattr(problem, "__notes__"))
+        if not (folder / "end").exists():
+            fault = RunFault(f"a rank was stopped from outside, for want of memory perhaps; {how_to_go_on(run)}")
+            fault.add_note((folder / "stderr").read_text(errors="replace")[-3000:])
+            raise fault
+        log, weights = torch.load(folder / "end", map_location="cpu", weights_only=False)
+    model.name_classes(given["data"].classes)
+    model.load_state_dict(weights)
+    return log
+
+
+def _show(folder: Path, log: EpochLog) -> None:
+    with replacing(folder / "log") as partial:
+        partial.write_bytes(pickle.dumps(log))
+    tell(WATCH)
+
+
+def _end_with_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os.kill(os.getppid(), signal.SIGINT)  # torchrun, which passes it on to every rank and waits for them
+
+
+def main(folder: Path, rank: int) -> int:
+    """One rank; its exit code, with which torchrun stops the others."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # torchrun's word when another rank has failed
+    given: dict[str, Any] = {}
+    try:
+        given |= torch.load(folder / "given", map_location="cpu", mmap=True, weights_only=False)
+        if rank == 0:
+            given |= pickle.load(sys.stdin.buffer)
+            threading.Thread(target=_end_with_stdin, daemon=True).start()
+        log = given.pop("train")(**given)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - it is raised again where `train` was called
+        problem: Exception = error
+        if not isinstance(error, BadInput | RunFault | OSError | ImportError):
+            problem = RunFault(f"rank {rank}: {type(error).__name__}: {error}; {how_to_go_on(given.get('run'))}")
+            problem.add_note(traceback.format_exc())
+        with replacing(folder / f"problem{rank}") as partial:
+            partial.write_bytes(pickle.dumps(problem))
+        return 1
+    if rank == 0:
+        torch.save((log, given["model"].state_dict()), folder / "end")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(os.environ["RANK"])))

@@ -1,0 +1,162 @@
+"""Several ranks train as one: MixUp pairs the same images; a notebook that starts them is told and given all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+from torch import Tensor, nn
+
+import s8lib as s8
+from s8lib.data.batches import plan_epoch
+from s8lib.launch import RANKS
+from s8lib.machine.ranks import ALONE, Ranks
+from s8lib.run.copies import Copies
+from s8lib.run.drive import DriveFolder
+from s8lib.trainer import loss_function
+from tests.hub_runs import until
+from tests.runs import assert_same_bits, outcome, recipe, small_model, timeless, train
+
+EPOCHS = 4
+SHORT = {"epochs": EPOCHS, "phase1_epochs": 2, "cycle_epochs": 1, "image_size": 8}
+SECRET = "hf_test"
+
+
+@pytest.mark.parametrize("world", [2, 5])
+def test_an_image_is_mixed_with_the_same_one_for_any_number_of_ranks(tiny: s8.Cifar100, world: int) -> None:
+    class Network(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return images.flatten(1)[:, :100]
+
+    plan = plan_epoch(recipe(), 0, len(tiny.train), torch.device("cpu"))
+    loss_of = loss_function(Network(), tiny.train, torch.device("cpu"), "fp32")
+    for step in range(plan.steps):
+        seen: list[Tensor] = []
+        loss, hits = loss_of(plan.batch(step, ALONE))
+        shares = [loss_of(plan.batch(step, Ranks(rank, world))) for rank in range(world)]
+        assert torch.equal(torch.cat(seen[1:]), seen[0])
+        torch.testing.assert_close(torch.stack([share[0] for share in shares]).mean(), loss)
+        torch.testing.assert_close(torch.stack([share[1] for share in shares]).sum(), hits)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny: s8.Cifar100) -> Path:
+    """A run of two ranks that this process starts, with what it is told and given back."""
+    folder, model, shown = tmp_path_factory.mktemp("uninterrupted"), small_model(), []
+    copies, lines = Copies(DriveFolder(folder / "drive")), []
+    copies.token = SECRET  # type: ignore[attr-defined]
+    run = s8.RunFolder(folder / "run", lines.append, copies=[copies])
+
+    def watch(log: s8.EpochLog) -> None:
+        shown.append(len(log))
+        given = [path.read_bytes() for path in folder.glob("s8lib-ranks-*/*")]
+        assert given
+        for process in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                given.append(process.read_bytes())
+        assert not any(SECRET.encode() in content for content in given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RANKS, "2")
+        patch.setattr("tempfile.tempdir", str(folder))
+        log = train(run, tiny, model=model, recipe=recipe(**SHORT), precision="fp32", watch=watch, lines=lines)
+
+    end = outcome(run.path)
+    assert [timeless(row) for row in log] == end["log"]
+    assert all(torch.equal(tensor, end["weights"][name]) for name, tensor in model.state_dict().items())
+    assert shown == list(range(1, EPOCHS + 1))
+    assert [line[:11] for line in lines if line.startswith("epoch")] == [f"epoch   {n}/{EPOCHS}" for n in shown]
+    assert f"finished: {log.summary()}" in lines
+    assert s8.RunFolder(folder / "drive").manifest().epoch == EPOCHS, "rank 0 has the run's copies"
+    assert json.loads((run.path / "environment.json").read_text())[0]["ranks"] == 2
+    assert not [*folder.glob("s8lib-ranks-*")]
+    return run.path
+
+
+class Interrupted(NotebookClient):
+    """Does `then` to the kernel when a cell has shown `at`."""
+
+    at, then = "", ""
+
+    def process_message(self, msg: dict[str, Any], cell: nbformat.NotebookNode, index: int) -> Any:
+        if self.at and self.at in json.dumps(msg["content"]):
+            self.at = ""
+            asyncio.ensure_future(getattr(self.km, self.then)())  # noqa: RUF006
+        return super().process_message(msg, cell, index)
+
+
+CELLS = f"""
+import s8lib as s8
+from tests.runs import recipe, small_model
+data, recipe = s8.synthetic_cifar100(seed=0, train=200, test=100), recipe(**{SHORT})
+def watch(log):
+    print("shown", log[-1].epoch)
+# next
+log = s8.train(recipe, small_model(), data, "run", device="cpu", precision="fp32", compile="off", watch=watch)
+""".split("# next\n")
+
+
+def test_two_ranks_of_a_notebook_cell_interrupted_or_left_by_their_kernel_go_on_to_the_same_end(
+    tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, tiny: s8.Cifar100
+) -> None:
+    monkeypatch.setenv(RANKS, "2")
+    monkeypatch.setenv("PYTHONPATH", str(Path(s8.__file__).parents[1]))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in [*CELLS, CELLS[1]]])
+    client = Interrupted(notebook, timeout=300, allow_errors=True, resources={"metadata": {"path": tmp_path}})
+    setup, first, second = notebook.cells
+    with client.setup_kernel():
+        client.execute_cell(setup, 0)
+        client.at, client.then = "epoch   1/4", "interrupt_kernel"
+        client.execute_cell(first, 1)
+        said = "".join(output.get("text", "") for output in first.outputs)
+        assert first.outputs[-1].ename == "KeyboardInterrupt"
+        assert re.search("stopped; the last good checkpoint is epoch [12] in run, and the same command", said)
+        assert "epoch 1/4: " in said, "a bar"
+        client.at, client.then = "shown", "shutdown_kernel"
+        with pytest.raises(DeadKernelError):
+            client.execute_cell(second, 2)
+    said = json.dumps([cell.outputs for cell in notebook.cells])
+    assert said.count("epoch   1/4") == 1
+    assert "torch/distributed" not in said
+
+    folder = s8.RunFolder(tmp_path / "run")
+
+    def free() -> bool:
+        with contextlib.suppress(s8.RunError), folder.lock():
+            return True
+        return False
+
+    until(free, 120)
+    train(folder, tiny, recipe=recipe(**SHORT), precision="fp32")
+    assert_same_bits(outcome(tmp_path / "run"), outcome(uninterrupted))
+
+
+def test_what_ends_the_ranks_is_raised_where_they_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: s8.Cifar100
+) -> None:
+    monkeypatch.setenv(RANKS, "2")
+    with pytest.raises(s8.NonFiniteLoss, match="epoch 1.*; no checkpoint was saved yet"):
+        train(tmp_path, tiny, recipe=recipe(lr_start=1000.0, lr_peak=1000.0))
+
+
+def test_a_batch_that_ranks_cannot_share_is_trained_by_one(
+    monkeypatch: pytest.MonkeyPatch, tiny: s8.Cifar100
+) -> None:
+    monkeypatch.setenv(RANKS, "3")
+    lines: list[str] = []
+    train(None, tiny, recipe=recipe(**SHORT), lines=lines)
+    assert lines[0] == "batch_size = 50: cannot be shared evenly among 3 GPUs, so one trains alone"
+    assert lines[-1].startswith("finished")
+    monkeypatch.setenv(RANKS, "two")
+    with pytest.raises(s8.DeviceError, match="S8_RANKS = 'two': must be the number of ranks"):
+        train(None, tiny)
