@@ -18,7 +18,7 @@ from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
-from s8lib.models.network import Config
+from s8lib.models.network import Config, names_in
 from s8lib.models.weights import CONFIG, ModelError
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
@@ -91,7 +91,7 @@ def make_card(
         machines=_machines(sessions),
         files=[path.name for path in run.path.iterdir()],
         exports=exports,
-        classes=CLASSES if is_cifar else read_json(Config, weights / CONFIG, ModelError).get("classes", ()),
+        classes=CLASSES if is_cifar else names_in(read_json(Config, weights / CONFIG, ModelError)) or (),
         preparation=PREPARATION,
         side=SIDE,
         mean=MEAN,
