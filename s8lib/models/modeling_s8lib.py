@@ -28,7 +28,8 @@ class ImageProcessor(BaseImageProcessor):
         fitted = [ImageOps.fit(one.convert("RGB"), size, Image.Resampling.BICUBIC) for one in pictures]
         pixels = np.stack([np.asarray(one, np.float32) for one in fitted]) / 255
         pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
-        return BatchFeature({"pixel_values": pixels.transpose(0, 3, 1, 2)}, tensor_type=return_tensors)
+        pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))  # sums in the same order as s8lib
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
 class ForImageClassification(PreTrainedModel):
