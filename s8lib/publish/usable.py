@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -33,6 +34,7 @@ def beside(run: RunFolder, transformers: bool = True) -> dict[str, bytes | str]:
     return wheel() | (for_transformers(network) if transformers else {})
 
 
+@functools.cache
 def wheel() -> dict[str, bytes]:
     """The s8lib that runs here as a wheel by its name, the same bytes each time; none if it is not installed.
 
