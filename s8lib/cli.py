@@ -265,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
     command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")
     command.add_argument("--overwrite", action="store_true", help="replace what it holds, whosever it is")
-    command.add_argument("--license", metavar="NAME", help="of the weights; default what the card there says, or mit")
+    command.add_argument("--license", metavar="NAME", help="of the weights; default what the card says, or mit")
     command.set_defaults(command=_publish)
     return parser
 
