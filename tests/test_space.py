@@ -21,6 +21,7 @@ from huggingface_hub import SpaceCard
 from PIL import Image
 
 import s8lib as s8
+from s8lib.data.pictures import prepare
 from s8lib.publish.demo import example_images
 from s8lib.publish.export import export_onnx
 from s8lib.publish.space import RUNTIME, create_space, write_space
@@ -30,6 +31,7 @@ from tests.hub_runs import NAME, ROOT
 from tests.local_hub import LocalHub, client_of, serve
 
 SPACE = f"spaces/{NAME}"
+PIXELS = "return [...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,9 @@ def test_a_picture_of_any_kind_gets_the_answer_of_predict_and_leaves_the_device_
         assert shown[0][0] == guesses[0].name.replace("_", " "), picture
         for (_, percent), guess in zip(shown, guesses, strict=True):
             assert float(percent.rstrip("%")) == pytest.approx(100 * guess.probability, abs=2), picture
+        pixels = torch.tensor(browser.execute_script(PIXELS), dtype=torch.uint8).reshape(32, 32, 4)
+        apart = (pixels[:, :, :3].permute(2, 0, 1).float() - prepare(picture)[0]).abs()
+        assert (apart.mean() < 0.1, apart.max() <= 4) == (True, True), picture
         superclass = str(guesses[0].superclass).replace("_", " ")
         assert text_of(browser, "#superclass") == f"Superclass of the first: {superclass}"
     asked = requests_of(browser)
