@@ -152,7 +152,11 @@ def _publish(options: argparse.Namespace) -> None:
     from s8lib.run.hub import UPLOAD_LIMIT
 
     hub = s8.HubPublisher(
-        options.hub_repo, private=options.hub_private, overwrite=options.overwrite, wait=UPLOAD_LIMIT
+        options.hub_repo,
+        private=options.hub_private,
+        overwrite=options.overwrite,
+        license=options.license,
+        wait=UPLOAD_LIMIT,
     )
     hub.publish(s8.RunFolder(options.run))
 
@@ -260,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
     command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")
     command.add_argument("--overwrite", action="store_true", help="replace what it holds, whosever it is")
+    command.add_argument("--license", metavar="NAME", help="of the weights; default what the card says, or mit")
     command.set_defaults(command=_publish)
     return parser
 

@@ -33,7 +33,7 @@ TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 TRY_AGAIN = (408, 409, 412, 425, 429)  # of the 4xx: those that may pass
 ADVICE = {
     401: f"; this token is not valid: make one with write access at {TOKENS_PAGE}",
-    402: "; it wants this account to pay for that; of a Gradio Space, the demo runs in a notebook all the same",
+    402: "; it wants this account to pay for that",
     403: f"; this token may not do this: give it write access at {TOKENS_PAGE}, or use your own namespace",
     404: "; there is no such repository or revision, or this token may not see it",
     413: "; a file is larger than the Hub takes",

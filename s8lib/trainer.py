@@ -35,7 +35,7 @@ from s8lib.machine.device import (
 from s8lib.machine.progress import progress_bar, tell
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
-from s8lib.models.dropout import masks_of
+from s8lib.models.architectures import masks_of
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import s8lib as s8
+from tests.browser import start
 
 
 def _real_root() -> Path | None:
@@ -34,6 +37,13 @@ def real(real_root: Path) -> s8.Cifar100:
 def tiny() -> s8.Cifar100:
     """200 + 100 synthetic images: enough for a run of two steps an epoch."""
     return s8.synthetic_cifar100(seed=0, train=200, test=100)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    browser = start(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture(autouse=True)

@@ -1,43 +1,29 @@
-"""The demo in a real browser: an image goes in, its class comes out first; and as a Space that runs by itself."""
+"""The demo in a real browser: an image goes in, its class comes out first."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import importlib.util
-import json
 import os
-import re
-import shutil
 import subprocess
 import sys
-import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from huggingface_hub import SpaceCard
 from PIL import Image
 
 import s8lib as s8
 from s8lib.data.cifar100 import CLASSES
 from s8lib.publish.demo import build_demo, example_images
-from s8lib.publish.space import NOT_NEEDED, write_space
-from tests.hub_endpoints import WRITE
-from tests.hub_runs import NAME, ROOT, in_process
-from tests.local_hub import LocalHub, serve
+from tests.browser import fits, requests_of, text_of
+from tests.hub_runs import ROOT
 from tests.runs import recipe, small_model, train
 
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("the demo needs the extra `demo`", allow_module_level=True)
-webdriver = pytest.importorskip("selenium.webdriver", reason="driving a browser needs selenium")
 
-FLAGS = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 LABEL = "[data-testid=label-output-value]"
 
 
@@ -97,30 +83,6 @@ def page(model: s8.WideResNet, tmp_path_factory: pytest.TempPathFactory) -> Iter
         server.terminate()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not (chromium and driver):
-        pytest.skip("no browser here: the demo's page needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
-
-
-def text_of(browser: Any, selector: str, seconds: float = 30.0) -> str:
-    """What the first element that matches says, once it says something."""
-    deadline = time.monotonic() + seconds
-    while not any(found := [element.text for element in browser.find_elements("css selector", selector)]):
-        assert time.monotonic() < deadline, f"no {selector} on the page: {browser.page_source[:2000]}"
-        time.sleep(0.05)
-    return found[0]
-
-
 def examples_on(browser: Any, page: Page) -> list[Any]:
     """The examples of the page, once it is there; and with it the place to drop an image."""
     browser.get(page.address)
@@ -177,15 +139,13 @@ def test_what_is_no_usable_image_gets_a_sentence(browser: Any, page: Page, tmp_p
 def test_the_page_fits_a_phone(browser: Any, page: Page) -> None:
     browser.set_window_size(390, 844)
     assert examples_on(browser, page)
-    edges = "[...document.querySelectorAll('main *')].map(element => element.getBoundingClientRect().right)"
-    assert browser.execute_script(f"return Math.max(...{edges}) <= window.innerWidth")
+    assert fits(browser)
     browser.set_window_size(1280, 900)
 
 
 def test_neither_page_nor_server_talks_to_anyone_else(browser: Any, page: Page) -> None:
     assert examples_on(browser, page)
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    requested = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+    requested = {request["url"] for request in requests_of(browser)}
     assert any(url.startswith(page.address) for url in requested)
     assert not [url for url in requested if url.startswith(("http", "ws")) and not url.startswith(page.address)]
     assert set(page.hosts.read_text().split()) <= {"127.0.0.1", "localhost", "None"}
@@ -203,104 +163,3 @@ def test_without_gradio_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ImportError, match="the demo needs gradio: pip install gradio"):
         build_demo(small_model())
-
-
-# --- as a Space --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub() -> Iterator[LocalHub]:
-    with serve() as hub:
-        yield hub
-
-
-def name_of(*requirements: str) -> set[str]:
-    return {re.split(r"[^\w-]", requirement)[0] for requirement in requirements}
-
-
-def test_a_space_says_what_it_is_and_what_it_needs(tmp_path: Path) -> None:
-    write_space(tmp_path / "space", NAME)
-    data = SpaceCard.load(tmp_path / "space" / "README.md").data
-    assert (data.sdk, data.sdk_version) == ("gradio", importlib.metadata.version("gradio"))
-    assert (data.models, data.license, data.python_version, data.app_file) == ([NAME], "mit", "3.11", "app.py")
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    _, *needed = (tmp_path / "space" / "requirements.txt").read_text().splitlines()  # the first: a CPU's torch
-    assert name_of(*needed) == name_of(*declared) - set(NOT_NEEDED) >= {"torch", "pillow"}
-
-
-RUN_THE_SPACE = """
-import importlib.util, os
-from huggingface_hub import HfApi
-api = HfApi(token=token)
-api.create_repo(name)
-api.upload_folder(repo_id=name, folder_path=weights)
-os.environ["HF_TOKEN"] = ""
-for missing in ("onnx", "pytest", *not_needed):
-    sys.modules[missing.replace("-", "_")] = None
-os.chdir(space)
-sys.path[:] = [space] + [path for path in sys.path if path not in ("", root)]
-import app
-import s8lib
-out = [s8lib.__file__, app.demo.title]
-"""
-
-
-def test_a_space_runs_with_its_own_requirements_and_its_own_s8lib(
-    hub: LocalHub, model: s8.WideResNet, tmp_path: Path
-) -> None:
-    weights, space = tmp_path / "weights", write_space(tmp_path / "space", NAME)
-    model.save_pretrained(weights)
-    values = {"weights": weights, "space": space, "root": ROOT, "not_needed": NOT_NEEDED}
-    where, title = in_process(hub, tmp_path / "home", RUN_THE_SPACE, **values)
-    assert where == str(space / "s8lib" / "__init__.py")
-    assert title.startswith("wrn-10-1")
-
-
-CREATE = """
-import traceback
-from pathlib import Path
-import s8lib as s8
-from s8lib.publish.space import create_space
-out = []
-for title in titles:
-    Path(space, "app.py").write_text(title)
-    try:
-        out.append(create_space(name, space, token=token))
-    except (s8.HubError, ConnectionError):
-        out.append(traceback.format_exc())
-"""
-
-
-def create(hub: LocalHub, tmp_path: Path, titles: list[str]) -> list[str]:
-    """What comes of sending a Space once for each title."""
-    space = write_space(tmp_path / "space", NAME)
-    return in_process(hub, tmp_path / "home", CREATE, space=space, titles=titles)
-
-
-def test_a_space_holds_the_folder_and_is_renewed_when_it_is_there(hub: LocalHub, tmp_path: Path) -> None:
-    for address in create(hub, tmp_path, ["once", "twice"]):
-        assert address.endswith(NAME)
-    once, twice = (commit.files for commit in hub.commits(f"spaces/{NAME}"))
-    assert (once["app.py"].content, twice["app.py"].content) == (b"once", b"twice")
-    space = tmp_path / "space"
-    assert set(twice) == {str(path.relative_to(space)) for path in space.rglob("*") if path.is_file()}
-    assert {"app.py", "requirements.txt", "README.md", "s8lib/publish/demo.py"} <= set(twice)
-    assert not any("__pycache__" in name for name in twice)
-
-
-REFUSALS = {
-    401: "HubError: tester/net: the Hub answered 401, no, <token>; this token is not valid: make one with",
-    402: "HubError: tester/net: the Hub answered 402, no, <token>; it wants this account to pay for that",
-    403: "HubError: tester/net: the Hub answered 403, no, <token>; this token may not do this",
-    500: "OutOfReach: tester/net: the Hub answered 500, no, <token>",
-    "reset": "OutOfReach: tester/net: ",
-}
-
-
-def test_what_the_hub_refuses_is_one_sentence_without_the_token(hub: LocalHub, tmp_path: Path) -> None:
-    for how in REFUSALS:
-        hub.fail("create", how, message=f"no, {WRITE}")
-    said = create(hub, tmp_path, ["app"] * len(REFUSALS))
-    for told, expected in zip(said, REFUSALS.values(), strict=True):
-        assert expected in told.splitlines()[-1]
-        assert WRITE not in told

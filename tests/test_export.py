@@ -37,6 +37,7 @@ def model() -> s8.WideResNet:
     """As training leaves one: channels last, in training mode, with statistics of its own."""
     model = small_model().to(memory_format=torch.channels_last)
     model(torch.randn(64, 3, 32, 32))
+    model.name_classes([f"kind {place}" for place in range(100)])
     return model
 
 
@@ -78,6 +79,14 @@ def test_floats_which_could_be_scaled_either_way_are_refused(
         RUN[name](exported[0] / name, torch.rand(1, 3, 32, 32))
 
 
+def test_the_files_name_their_outputs(exported: tuple[Path, list[export.Export]]) -> None:
+    metadata = onnxruntime.InferenceSession(exported[0] / "model.onnx").get_modelmeta().custom_metadata_map
+    beside = {"id2label": ""}
+    torch.export.load(exported[0] / "model.pt2", extra_files=beside)
+    for names in (metadata["id2label"], beside["id2label"]):
+        assert json.loads(names) == {str(place): f"kind {place}" for place in range(100)}
+
+
 def test_what_was_made_and_how_it_was_verified_is_told(exported: tuple[Path, list[export.Export]]) -> None:
     onnx, program = exported[1]
     assert onnx.path == exported[0] / "model.onnx"
@@ -107,7 +116,7 @@ def test_the_cards_own_lines_classify_a_photo_without_s8lib(
     photo = Image.effect_noise((120, 80), 90).convert("RGB")
     photo.save(folder / "photo.jpg", quality=95)
     card = make_card(Machine(tmp_path).until(1).run, "tester/net", exports=entries).text
-    _, pixels, *runs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    _, _, pixels, *runs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     lines = ["import sys", "sys.modules['s8lib'] = None", pixels]
     lines += [f"{run}\nprint(logits.tolist()[0])" for run in runs]
     done = subprocess.run(

@@ -20,7 +20,7 @@ import s8lib as s8
 from s8lib.publish.publisher import fetch_run
 from s8lib.report.card import Export
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
-from tests.hub_runs import NAME, ROOT, arrived, check_consistent, clients_of, in_process, until
+from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, client_of, serve
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, outcome, train
 from tests.saves import Machine, contents
@@ -52,6 +52,11 @@ def published(path: Path, lines: list[str], **options: Any) -> tuple[Machine, s8
 def drawn(path: Path) -> bool:
     """What is written when something is published, and what is new in each process."""
     return path.name in (".lock", "report.json", "graph.jpg", "manifest.json")
+
+
+def published_otherwise(path: Path) -> bool:
+    """What is drawn, what lies beside a save for people to use, and what names that."""
+    return drawn(path) or path.name in {*USABLE, "config.json"}
 
 
 def test_25_epochs_leave_three_commits_each_a_consistent_set(
@@ -434,8 +439,8 @@ def test_a_run_is_fetched_once_and_a_repository_without_one_or_none_is_told(
     assert fetch_run(NAME, here)
     assert not fetch_run(NAME, here)
     assert here.best_weights() == (2, here.best)
-    newest = contents(run.path, lambda path: drawn(path) or path.name == "epoch_001.pt")
-    assert contents(here.path, drawn) == newest
+    newest = contents(run.path, lambda path: published_otherwise(path) or path.name == "epoch_001.pt")
+    assert contents(here.path, published_otherwise) == newest
 
 
 def test_weights_that_are_damaged_in_the_repository_are_left_there_and_named(

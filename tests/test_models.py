@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import s8lib as s8
-from s8lib.models.dropout import Dropout
+from s8lib.models.architectures import Dropout
 from s8lib.models.weights import save_model
 
 BOTH = ["wrn-28-10", "resnet-42"]
@@ -318,15 +318,22 @@ def test_a_saved_network_comes_back_equal_in_eval_mode(
     kind: str, save: Callable[[Any, Path], object], tmp_path: Path
 ) -> None:
     model = small(kind).to(memory_format=torch.channels_last)
+    names = tuple(f"{place}th" for place in range(9, -1, -1))
+    model.name_classes(names)
     save(model.train(), tmp_path)
     for back in (type(model).from_pretrained(str(tmp_path)), s8.load_model(tmp_path)):
         assert type(back) is type(model)
         assert not back.training
-        assert (back.name, back.config) == (model.name, model.config)
+        assert (back.name, back.config, back.classes) == (model.name, model.config, names)
         theirs, ours = back.state_dict(), model.state_dict()
         assert list(theirs) == list(ours)
         assert all(torch.equal(theirs[name], ours[name]) for name in ours)
-    assert json.loads((tmp_path / "config.json").read_text()) == model.config
+    named = {
+        "id2label": dict(zip("0123456789", names, strict=True)),
+        "label2id": {n: names.index(n) for n in names},
+    }
+    config = {"model_type": type(model).model_type, **model.config, **named}
+    assert json.loads((tmp_path / "config.json").read_text()) == config
     dropouts = [module.p for module in back.modules() if isinstance(module, nn.Dropout)]
     assert set(dropouts) == {model.config["dropout"]}
 

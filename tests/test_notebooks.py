@@ -232,7 +232,8 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
     tmp_path: Path, uninterrupted: Path
 ) -> None:
     colab = FakeColab(tmp_path, uninterrupted.parents[2] / "My Drive")
-    publishing = opened("save_to_hugging_face.ipynb", HUB_REPO=NAME, PUSH=True)
+    form = {"HUB_REPO": NAME, "PUSH": True, "SPACE": "tester/page", "LICENSE": "apache-2.0"}
+    publishing = opened("save_to_hugging_face.ipynb", **form)
     with serve() as hub:
         at_hub = hub.environment(tmp_path / "home")
         said = execute(publishing, colab.content, colab.environment | at_hub | {"FAKE_COLAB_SECRET": WRITE})
@@ -243,6 +244,10 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
         stranger = in_process(hub, tmp_path / "strangers home", STRANGER, images=images.tolist())
     (commit,) = hub.commits(NAME)
     assert {"model.onnx", "model.pt2", "README.md", f"checkpoints/epoch_{EPOCHS:03d}.pt"} <= commit.files.keys()
+
+    assert "license: apache-2.0" in commit.files["README.md"].content.decode()
+    (page,) = hub.commits("spaces/tester/page")
+    assert page.files["model.onnx"] == commit.files["model.onnx"]
 
     log = s8.EpochLog.read(uninterrupted / "epoch_log.csv")
     best_epoch, best = s8.RunFolder(uninterrupted).best_weights()

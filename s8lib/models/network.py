@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NoReturn, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from s8lib.data.cifar100 import CLASSES
 from s8lib.hub_client import one_line
-from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly
+from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, save_model
 from s8lib.validation import read_json, user_path
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -32,7 +32,8 @@ def _six_n_plus_4(depth: int) -> int:
 class Config(TypedDict, total=False):
     """What config.json may hold; other keys are ignored, as in every config of the Hub.
 
-    `depth` and `widen_factor` are a WideResNet's alone; of the others, `model_type` tells which one it is.
+    `depth` and `widen_factor` are a WideResNet's alone. In older ones these two tell the kind, as `model_type` is
+    missing, and `classes`, a list, stands for `id2label`.
     """
 
     model_type: str
@@ -40,7 +41,18 @@ class Config(TypedDict, total=False):
     widen_factor: Annotated[int, Field(ge=1, le=1000)]
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    classes: list[str]  # the names of the outputs, unless they are those of CIFAR-100
+    classes: list[str]
+    id2label: dict[str, str]  # the names of the outputs by their places, as transformers has them
+
+
+def names_in(config: Config) -> list[str] | None:
+    """The names of the outputs, in their order, if the config tells them; they leave the config."""
+    labels, names = config.pop("id2label", None), config.pop("classes", None)
+    if labels is None:
+        return names
+    if labels.keys() != {str(place) for place in range(len(labels))}:
+        raise ModelError("the id2label of a config.json has to name the outputs by their places, from 0")
+    return [labels[str(place)] for place in range(len(labels))]
 
 
 class Network(nn.Module, PyTorchModelHubMixin):
@@ -50,9 +62,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
     The mixin's own default is not strict: it leaves missing weights at random values without a word.
     """
 
-    model_type = ""  # in config.json, where the other keys do not tell
+    model_type = ""  # which kind it is, in config.json
     name: str
-    config: Config
+    config: Config  # what it is built with
+    _names: Sequence[str] = ()
 
     def set_dropout(self, p: float) -> None:
         """Set the dropout probability inside every block, in place; a network without such dropout has no knob."""
@@ -68,13 +81,31 @@ class Network(nn.Module, PyTorchModelHubMixin):
     @property
     def classes(self) -> Sequence[str]:
         """The names of the outputs, in their order."""
-        return self.config.get("classes", CLASSES)
+        return self._names or CLASSES
 
     def name_classes(self, names: Sequence[str]) -> None:
         """Remember what the outputs stand for; raises as `refuse_other_classes`."""
         self.refuse_other_classes(len(names))
-        if names != CLASSES:
-            self.config["classes"] = list(names)
+        self._names = tuple(names)
+
+    def saved_config(self) -> dict[str, Any]:
+        """What config.json holds: what it is built with, and the names of its outputs if they are known."""
+        config, names = {"model_type": self.model_type, **self.config}, self.classes
+        if len(names) != self.config["num_classes"]:
+            return config
+        places = {name: place for place, name in enumerate(names)}
+        return config | {"id2label": {str(place): name for name, place in places.items()}, "label2id": places}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_model(self, save_directory)
+
+    def push_to_hub(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: the mixin's own would send a card without a figure, and replace whatever is there."""
+        raise ModelError(
+            "push_to_hub knows no run, so its card would be empty. Publish the run with "
+            's8.HubPublisher("you/name").publish(s8.RunFolder("runs/mine")), or with '
+            "`s8lib publish --run runs/mine --hub-repo you/name`; save_pretrained(folder) writes the weights alone"
+        )
 
     @classmethod
     def from_pretrained(
@@ -95,17 +126,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
             raise ModelError("strict=False would leave missing weights at random values: weights load strictly")
         source = str(pretrained_model_name_or_path)
         hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-        config = read_json(Config, _file_of(source, CONFIG, **hub), ModelError)
-        kinds: dict[str, Any] = {kind.model_type: kind for kind in Network.__subclasses__()}
-        usual = "wide-resnet" if config.keys() & {"depth", "widen_factor"} else "resnet-42"
-        kind = kinds.get(config.pop("model_type", usual), kinds[usual])
-        if not issubclass(kind, cls):
-            raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
-        with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
-            names = config.pop("classes", None)
-            model = kind(**config | options)
-        if names is not None:
-            model.name_classes(names)
+        model = cls.without_weights(source, hub, **options)
         file = _file_of(source, SAFETENSORS, **hub)
         try:
             weights = load_file(file)
@@ -113,6 +134,22 @@ class Network(nn.Module, PyTorchModelHubMixin):
             raise ModelError(f"cannot read the weights {file}: {error}") from error
         load_strictly(model, weights, str(file), assign=True)
         return model.to(map_location).eval()
+
+    @classmethod
+    def without_weights(cls, source: str, hub: Mapping[str, Any] | None = None, **options: Any) -> Self:
+        """The network that a config.json tells of, on the `meta` device; raises as `from_pretrained`."""
+        config = read_json(Config, _file_of(source, CONFIG, **hub or {}), ModelError)
+        names = names_in(config)
+        kinds: dict[str, Any] = {kind.model_type: kind for kind in Network.__subclasses__()}
+        usual = "wide-resnet" if config.keys() & {"depth", "widen_factor"} else "resnet-42"
+        kind = kinds.get(config.pop("model_type", usual), kinds[usual])
+        if not issubclass(kind, cls):
+            raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
+        with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
+            model = kind(**config | options)
+        if names is not None:
+            model.name_classes(names)
+        return model
 
 
 def _file_of(source: str, name: str, **hub_options: Any) -> Path:

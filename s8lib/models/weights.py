@@ -39,7 +39,7 @@ def save_model(model: Any, folder: Path, weights: Mapping[str, Tensor] | None = 
 
 def save_config(model: Any, folder: Path) -> None:
     """Write `config.json` alone, which the network itself tells."""
-    (folder / CONFIG).write_text(json.dumps(model.config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(model.saved_config(), indent=2) + "\n", encoding="utf-8")
 
 
 def load_public_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from s8lib.validation import BadInput, user_path
 
 OPSET = 18  # what torch's exporter is written in; a later one would be a conversion, and run in fewer places
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of summation stays two digits below it
+NAMES = "id2label"  # what the outputs stand for, as JSON: ONNX's metadata, an extra file of the program
 BATCHES = (1, 2, 7)  # sizes to verify with; the graphs are traced at 2
 
 
@@ -45,16 +47,17 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
     verifier = difference = None
     # Torch warns of its own internals; what comes of it is verified.
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
-        torch.onnx.export(
+        program = torch.onnx.export(
             _program(network),
-            f=partial,
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes={"images": {0: "batch"}},
             opset_version=OPSET,
-            external_data=False,
             verbose=False,
         )
+        assert program
+        program.model.metadata_props[NAMES] = _names(model)
+        program.save(partial, external_data=False)
         if importlib.util.find_spec("onnxruntime"):
             import onnxruntime
 
@@ -80,11 +83,15 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
     network, path = FromPixels(model), user_path(path)
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         with open(partial, "wb") as file:
-            torch.export.save(_program(network), file)
+            torch.export.save(_program(network), file, extra_files={NAMES: _names(model)})
         with open(partial, "rb") as file:
             loaded = torch.export.load(file).module()
         difference = _verify(loaded, network, path)
     return Export(path, "torch.export", {"torch": torch.__version__}, f"torch {torch.__version__}", difference)
+
+
+def _names(model: nn.Module) -> str:
+    return json.dumps(dict(enumerate(getattr(model, "classes", ()))))
 
 
 class FromPixels(nn.Module):

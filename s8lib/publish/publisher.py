@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from s8lib.hub_client import HubError, OutOfReach, check_repo_id, usable_token
 from s8lib.machine.progress import tell
+from s8lib.publish.usable import beside
 from s8lib.report import write_log
-from s8lib.report.card import Export, make_card
+from s8lib.report.card import Export, make_card, merged
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.hub import HubRepo
@@ -30,6 +32,8 @@ class HubPublisher(Copies):
         token: by default the one of this machine, or of Colab's secrets; it needs write access.
         private: whether a new repository is private.
         overwrite: replace what is in the repository, if that is another run or none of ours.
+        license: of the weights, as the Hub calls it; by default what the card there says, at first "mit".
+        transformers: send what transformers needs to open the network.
         wait: seconds that `finish` may wait for the last commit.
         say: takes one line for people at a time.
     Raises:
@@ -45,12 +49,16 @@ class HubPublisher(Copies):
         private: bool = False,
         *,
         overwrite: bool = False,
+        license: str | None = None,
+        transformers: bool = True,
         wait: float = 300.0,
         say: Callable[[str], None] = tell,
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")
         self.repo = HubRepo(check_repo_id(repo_id), usable_token(token), private, overwrite=overwrite)
+        self.repo.renewed_card = partial(merged, license=license)
+        self._license, self._transformers = license, transformers
         self._exports: Sequence[Export] = ()
         super().__init__(self.repo, every, wait, FIRST_PAUSE)
         try:
@@ -58,15 +66,16 @@ class HubPublisher(Copies):
         except OutOfReach as error:
             say(f"{error}; tried again when a commit is due")
 
-    def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str], str]:
-        """The report, the curves, the card and the exports; the commit's message."""
+    def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str | bytes], str]:
+        """The report, the curves, the card, the exports, and what makes it usable; the commit's message."""
         log = run.log()
         write_log(run, log)
         epoch, _ = run.best_weights()
         best, last = log[epoch - 1], log[-1]
-        files: dict[str, Path | str] = {name: run.path / name for name in SENT if (run.path / name).exists()}
+        sent = {name: run.path / name for name in SENT if (run.path / name).exists()}
+        files: dict[str, Path | str | bytes] = {**sent, **beside(run, self._transformers)}
         files |= {export.path.name: export.path for export in self._exports}
-        files["README.md"] = str(make_card(run, self.repo.repo_id, log, self._exports))
+        files["README.md"] = str(make_card(run, self.repo.repo_id, log, self._exports, files, self._license))
         return files, f"epoch {last.epoch}: {last.test_acc:.2f}% top-1; best epoch {epoch}: {best.test_acc:.2f}%"
 
     def publish(self, run: RunFolder, exports: Sequence[Export] = ()) -> str:

@@ -1,74 +1,76 @@
-"""The demo as a Space of the Hugging Face Hub: a folder that runs by itself, and its way there."""
+"""A page on the Hugging Face Hub to try a network on: a static Space, whose ONNX runs in the visitor's browser."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, SpaceCard, SpaceCardData
 
-from s8lib.hub_client import check_repo_id, hub_errors, usable_token
+from s8lib.data.cifar100 import SUPERCLASS_OF
+from s8lib.hub_client import HubError, check_repo_id, hub_errors, usable_token
+from s8lib.publish.demo import EXAMPLES
 from s8lib.validation import user_path
 
-APP = '''"""The demo of {repo_id}."""
-
-import s8lib as s8
-from s8lib.publish.demo import build_demo
-
-demo = build_demo(s8.load_model("{repo_id}"))
-
-if __name__ == "__main__":
-    demo.launch()
-'''
-
-# Of s8lib's own requirements, those that its demo never imports; the Space brings gradio.
-NOT_NEEDED = ("torchvision", "pyarrow", "matplotlib", "torchsummary", "imageio-ffmpeg")
-CPU_BUILDS = "--extra-index-url https://download.pytorch.org/whl/cpu"  # free Spaces have no GPU; much smaller
+PAGE, PICTURES = Path(__file__).with_name("page"), Path(__file__).with_name("examples")
+RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"  # another version needs another test
 
 
-def write_space(folder: str | Path, repo_id: str) -> Path:
-    """Write a Space that shows the network in `repo_id`: app, requirements, metadata, and s8lib itself.
+def write_space(
+    folder: str | Path, repo_id: str, classes: Sequence[str], onnx: str | Path, runtime: str = RUNTIME
+) -> Path:
+    """Write a page that shows the network in `repo_id`; any static server shows it, and needs no other file.
 
-    Raises:
-        ImportError: gradio or s8lib is not installed; the Space takes over the version and the requirements.
+    Args:
+        classes: the names of the network's outputs, in their order.
+        onnx: the network, as `export_onnx` writes it.
+        runtime: where browsers find onnxruntime-web, ending in "/".
     """
-    try:
-        gradio_version, required = importlib.metadata.version("gradio"), importlib.metadata.requires("s8lib")
-    except importlib.metadata.PackageNotFoundError as error:
-        raise ImportError(f"a Space needs {error.name}, which is not installed here: install it") from error
-    needed = [one for one in required or () if "extra ==" not in one and not one.startswith(NOT_NEEDED)]
-    folder = user_path(folder)
+    folder, onnx = user_path(folder), user_path(onnx)
     folder.mkdir(parents=True, exist_ok=True)
-    card = SpaceCardData(
-        title=f"{repo_id.rpartition('/')[2]}: what is on the picture?",
-        sdk="gradio",
-        sdk_version=gradio_version,
-        python_version="3.11",  # the Hub's own default is older than s8lib allows
-        app_file="app.py",
-        license="mit",
-        models=[repo_id],
-    )
-    text = f"Drop an image, and see what [{repo_id}](https://huggingface.co/{repo_id}) takes it for.\n"
+    examples = [f"{name}.webp" for name in EXAMPLES]
+    for source in (PAGE / "index.html", *(PICTURES / name for name in examples)):
+        shutil.copyfile(source, folder / source.name)
+    shutil.copyfile(onnx, folder / "model.onnx")
+    about = {
+        "repo_id": repo_id,
+        "runtime": runtime,
+        "bytes": onnx.stat().st_size,
+        "examples": examples,
+        "classes": list(classes),
+        "superclasses": {name: SUPERCLASS_OF[name] for name in classes if name in SUPERCLASS_OF},
+    }
+    (folder / "s8lib.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    title = f"{repo_id.rpartition('/')[2]}: what is on the picture?"
+    card = SpaceCardData(title=title, sdk="static", app_file="index.html", models=[repo_id])
+    text = f"Drop a picture, and see what [{repo_id}](https://huggingface.co/{repo_id}) takes it for.\n"
     SpaceCard(f"---\n{card.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
-    (folder / "app.py").write_text(APP.format(repo_id=repo_id), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join([CPU_BUILDS, *needed, ""]), encoding="utf-8")
-    source, target = Path(__file__).parents[1], folder / "s8lib"
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     return folder
 
 
-def create_space(space_id: str, folder: str | Path, token: str | None = None, private: bool = False) -> str:
+def create_space(
+    space_id: str, folder: str | Path, token: str | None = None, private: bool = False, overwrite: bool = False
+) -> str:
     """Make the Space `space_id`, if it is not there, and send it `folder`; its address.
 
+    Args:
+        overwrite: take the place of a Space that s8lib did not make.
     Raises:
-        HubError: the Hub refuses, with what can be done about it.
+        HubError: the Hub refuses, with what can be done about it; or someone else's Space is there.
         ConnectionError: the Hub cannot be reached.
     """
     api = HfApi(token=usable_token(token))
-    with hub_errors(check_repo_id(space_id)):
-        space = api.create_repo(space_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        api.upload_folder(
-            repo_id=space_id, folder_path=folder, repo_type="space", commit_message="The demo, as s8lib wrote it"
-        )
+    kind: dict[str, Any] = {"repo_id": check_repo_id(space_id), "repo_type": "space"}
+    with hub_errors(space_id):
+        there = api.list_repo_files(**kind) if api.repo_exists(**kind) else []
+        held = {*there} - {".gitattributes", "README.md"}
+        if held and not overwrite and not any(name.startswith("s8lib") for name in held):
+            raise HubError(f"{space_id} is another Space, with {min(held)}: name a new one, or say overwrite")
+        space = api.create_repo(**kind, space_sdk="static", private=private, exist_ok=True)
+        ours = ["app.py", "requirements.txt", "s8lib/**"] if "s8lib/__init__.py" in held else None  # of before
+        message = "The page, as s8lib wrote it"
+        api.upload_folder(**kind, folder_path=folder, commit_message=message, delete_patterns=ours)
     return str(space)

@@ -6,19 +6,21 @@ Its text is the Jinja template `card.md`, beside this file.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+import yaml
+from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData, hf_hub_url
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
-from s8lib.models.network import Config
+from s8lib.models.network import Config, names_in
 from s8lib.models.weights import CONFIG, ModelError
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
@@ -32,6 +34,10 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+
+
+BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"
+OF_BEFORE = "trained with s8lib by the recipe"  # in cards without these marks
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,12 @@ class Export:
 
 
 def make_card(
-    run: RunFolder, repo_id: str, log: EpochLog | None = None, exports: Sequence[Export] = ()
+    run: RunFolder,
+    repo_id: str,
+    log: EpochLog | None = None,
+    exports: Sequence[Export] = (),
+    beside: Collection[str] = (),
+    license: str | None = None,
 ) -> ModelCard:
     """The card of a run's best weights; every figure in it is one that the run logged, or follows from those.
 
@@ -58,6 +69,8 @@ def make_card(
         repo_id: "user/name", where they are published.
         log: by default the run's own.
         exports: the files of other formats that are published beside the weights.
+        beside: the names of what else is: `publish.usable.beside`.
+        license: of the weights, as the Hub calls it; by default "mit".
     Raises:
         RunError: the folder holds no finished epoch, or is damaged.
         RecipeError: its recipe cannot be read.
@@ -77,8 +90,12 @@ def make_card(
         return f"{low:.2f} to {high:.2f}%"
 
     text = TEMPLATES.get_template("card.md").render(
-        metadata=_metadata(recipe, data, is_cifar, best, repo_id).to_yaml().strip(),
+        metadata=_metadata(recipe, data, is_cifar, best, repo_id, license or "mit").to_yaml().strip(),
         repo_id=repo_id,
+        begin=BEGIN,
+        end=END,
+        wheel=next((hf_hub_url(repo_id, name) for name in beside if name.endswith(".whl")), None),
+        with_transformers="preprocessor_config.json" in beside,
         recipe=recipe,
         settings={name: " then ".join(map(str, dict.fromkeys(phases))) for name, phases in values.items()},
         data=data,
@@ -91,7 +108,7 @@ def make_card(
         machines=_machines(sessions),
         files=[path.name for path in run.path.iterdir()],
         exports=exports,
-        classes=CLASSES if is_cifar else read_json(Config, weights / CONFIG, ModelError).get("classes", ()),
+        classes=CLASSES if is_cifar else names_in(read_json(Config, weights / CONFIG, ModelError)) or (),
         preparation=PREPARATION,
         side=SIDE,
         mean=MEAN,
@@ -100,11 +117,36 @@ def make_card(
     return ModelCard(text)
 
 
-def _metadata(recipe: Recipe, data: str, is_cifar: bool, best: Epoch, repo_id: str) -> ModelCardData:
+def merged(theirs: str, ours: str, license: str | None = None) -> str:
+    """The card `ours` in the place of what s8lib wrote into `theirs`; the rest, of its metadata too, stays.
+
+    Args:
+        license: of the weights; by default the one that `theirs` names, if it does.
+    Raises:
+        ValueError: the metadata of `theirs` cannot be read.
+    """
+    try:
+        there, here = ModelCard(theirs, ignore_metadata_errors=True), ModelCard(ours)
+    except (ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"the metadata at the top of its README.md cannot be read ({why}): repair it") from None
+    old, new = there.data.to_dict(), here.data.to_dict()
+    tags = old.get("tags")
+    new["tags"] = list(dict.fromkeys([*new["tags"], *(tags if isinstance(tags, list) else [])]))
+    new["license"] = license or old.get("license") or new["license"]
+    between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
+    (part,) = between.findall(here.text)
+    text, found = between.subn(lambda _: part, there.text)
+    if not found:
+        text = part if OF_BEFORE in there.text else f"{there.text.rstrip()}\n\n{part}"
+    return f"---\n{CardData(**old | new).to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+def _metadata(recipe: Recipe, data: str, is_cifar: bool, best: Epoch, repo_id: str, license: str) -> ModelCardData:
     task, dataset = "image-classification", "uoft-cs/cifar100" if is_cifar else "other"
     scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
     return ModelCardData(
-        license="mit",
+        license=license,
         library_name="s8lib",
         pipeline_tag=task,
         tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),

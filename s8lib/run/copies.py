@@ -50,7 +50,7 @@ class Copies:
         self._due, self._failures, self._not_before = False, 0, 0.0
         self.problem: NotSent | None = None
 
-    def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str], str]:
+    def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str | bytes], str]:
         """What is sent beside the save, files or texts by their names, and what the copy is called."""
         return {path.name: path for path in run.small_files()}, f"epoch {run.manifest().epoch}"
 
@@ -187,15 +187,17 @@ class Copies:
             sending.join(seconds)
 
 
-def stage(run: RunFolder, extras: Mapping[str, Path | str], message: str) -> Staged:
-    """Put the newest save of `run`, and what goes with it, where training does not change it."""
+def stage(run: RunFolder, extras: Mapping[str, Path | str | bytes], message: str) -> Staged:
+    """Put the newest save of `run`, and `extras` beside or for its files, where training changes nothing."""
     manifest, folder = run.manifest(), run.path / OUTGOING / uuid.uuid4().hex
     best = (
         manifest.best() if all(holds(run.find(name), content) for name, content in manifest.best().items()) else {}
     )
-    files = {name: manifest.files[name] for name in (manifest.checkpoints[manifest.epoch], *best)}
+    names = (manifest.checkpoints[manifest.epoch], *best)
+    files = {name: manifest.files[name] for name in names if name not in extras}
     # The rows that were saved, whatever has become of the file; and a config that format 1 did not name.
-    others = {LOG: run.log().to_csv()} | ({CONFIG: run.find(WEIGHTS).with_name("config.json")} if best else {})
+    config = {CONFIG: run.find(WEIGHTS).with_name("config.json")} if best else {}
+    others: dict[str, Path | str | bytes] = {LOG: run.log().to_csv(), **config}
     others = {name: source for name, source in {**others, **extras}.items() if name not in files}
     try:
         for name in files:
@@ -203,10 +205,10 @@ def stage(run: RunFolder, extras: Mapping[str, Path | str], message: str) -> Sta
         for name, source in others.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(source, str):
-                target.write_text(source, encoding="utf-8")
-            else:
+            if isinstance(source, Path):
                 shutil.copyfile(source, target)
+            else:
+                target.write_bytes(source.encode() if isinstance(source, str) else source)
         files |= {name: content_of(folder / name) for name in others if name != "README.md"}
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

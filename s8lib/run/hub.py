@@ -13,6 +13,7 @@ import re
 import shlex
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 CHECK_LIMIT = 30.0  # seconds that a look at the Hub may take
 UPLOAD_LIMIT = 1800.0  # seconds after which an upload counts as hanging; 440 MB take that long at 2 Mbit/s
-UNIMPORTANT = {".gitattributes", "README.md"}  # what a repository has when it is made
+CARD = "README.md"
+UNIMPORTANT = {".gitattributes", CARD}  # what a repository has when it is made
 EXPORT = re.compile(r"[^/]+\.(onnx|pt2)")  # of the weights it came with
 
 
@@ -57,6 +59,7 @@ class HubRepo:
         self.title = f"{repo_id} on the Hub"
         self.address = f"https://huggingface.co/{repo_id}"
         self.url = ""  # of the newest commit that was sent
+        self.renewed_card: Callable[[str, str], str] = lambda theirs, ours: ours  # what becomes of the card there
         self._checked = False  # that the token may write there
         self._there: dict[str, Any] = {}  # the commit that is received, as `hub_client.read` describes it
 
@@ -104,7 +107,10 @@ class HubRepo:
     def send(self, save: Staged, stop: threading.Event) -> str:
         """One commit; what it takes the place of leaves the repository's head in the same commit."""
         self.check(stop)
-        there = self._read(MANIFEST, stop=stop)
+        there = self._read(MANIFEST, CARD, stop=stop)
+        if CARD in there["contents"] and CARD in save.unnamed:
+            theirs, card = there["contents"][CARD].decode(errors="replace"), save.folder / CARD
+            card.write_text(self.renewed_card(theirs, card.read_text(encoding="utf-8")), encoding="utf-8")
         if ours := self._ours(there):
             self._refuse_to_replace(ours, save.manifest)
         (save.folder / MANIFEST).write_bytes(save.manifest.seal())
