@@ -26,6 +26,8 @@ ROUTES = [  # methods, path, and the method of Endpoints that answers
     ("POST", "/api/repos/create", "create"),
     ("GET", f"{REPO}/auth-check/write", "auth_check"),
     ("POST", "/api/validate-yaml", "validate_yaml"),
+    ("POST", f"{REPO}/branch/{REVISION}", "create_branch"),
+    ("POST", f"{REPO}/super-squash/{REVISION}", "squash"),
     ("POST", f"{REPO}/preupload/{REVISION}", "preupload"),
     ("POST", f"{REPO}/commit/{REVISION}", "commit"),
     ("GET", f"{REPO}/tree/{REVISION}(?:/(?P<path>.*))?", "tree"),
@@ -80,12 +82,25 @@ class Commit:
 
 @dataclass
 class Repo:
+    """`commits` are those of `main`; `branches` has every branch, each with its history, the oldest first."""
+
     private: bool = False
     commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {}, "")])
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.branches = {"main": self.commits} | self.branches
 
     @property
     def head(self) -> Commit:
         return self.commits[-1]
+
+    def stored(self) -> int:
+        """Bytes that its branches, with their histories, keep: each content once."""
+        files = (
+            file for commits in self.branches.values() for commit in commits for file in commit.files.values()
+        )
+        return sum({file.oid: len(file.content) for file in files}.values())
 
 
 @dataclass
@@ -120,6 +135,7 @@ class Endpoints:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
+        self.fetched: list[str] = []  # files, by name
         self._lock = threading.Lock()
 
     def answer(self, endpoint: str, request: Request, named: dict[str, str | None]) -> Answer:
@@ -151,10 +167,17 @@ class Endpoints:
         return self.repos[key]
 
     def _at(self, repo: Repo, revision: str) -> Commit:
-        for commit in reversed(repo.commits):
-            if revision in ("", "main", commit.oid):
+        if commits := repo.branches.get(revision or "main"):
+            return commits[-1]
+        for commit in (commit for commits in repo.branches.values() for commit in commits):
+            if revision == commit.oid:
                 return commit
         raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def _branch(self, repo: Repo, name: str) -> list[Commit]:
+        if name not in repo.branches:
+            raise Refusal(404, f"Invalid rev id: {name}", "RevisionNotFound")
+        return repo.branches[name]
 
     # --- the endpoints, by their names in ROUTES -----------------------------------------------------------
 
@@ -226,17 +249,36 @@ class Endpoints:
     def commit(self, request: Request, kind: str, name: str, revision: str) -> dict[str, Any]:
         repo = self._repo(name, kind)
         self._check_write(request, name)
+        commits = self._branch(repo, revision)
         header, *changes = [json.loads(line) for line in request.body.splitlines()]
         if header["key"] != "header":
             raise Refusal(400, "a commit begins with its header")
-        if header["value"].get("parentCommit") not in (None, repo.head.oid):
+        if header["value"].get("parentCommit") not in (None, commits[-1].oid):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-        files = dict(repo.head.files)
+        files = dict(commits[-1].files)
         for change in changes:
             self._apply(files, change["key"], change["value"])
-        repo.commits.append(Commit(header["value"]["summary"], files, repo.head.oid))
-        url = f"{request.url}/{name}/commit/{repo.head.oid}"
-        return {"success": True, "commitOid": repo.head.oid, "commitUrl": url}
+        commits.append(Commit(header["value"]["summary"], files, commits[-1].oid))
+        url = f"{request.url}/{name}/commit/{commits[-1].oid}"
+        return {"success": True, "commitOid": commits[-1].oid, "commitUrl": url}
+
+    def create_branch(self, request: Request, kind: str, name: str, revision: str) -> dict[str, Any]:
+        repo = self._repo(name, kind)
+        self._check_write(request, name)
+        if revision in repo.branches:
+            raise Refusal(409, f"Reference already exists: {revision}")
+        start = self._at(repo, request.json.get("startingPoint", "main"))
+        history = next(commits for commits in repo.branches.values() if start in commits)
+        repo.branches[revision] = history[: history.index(start) + 1]
+        return {}
+
+    def squash(self, request: Request, kind: str, name: str, revision: str) -> dict[str, Any]:
+        """What was before is gone at once; the real Hub may take a while to free the room."""
+        repo = self._repo(name, kind)
+        self._check_write(request, name)
+        commits = self._branch(repo, revision)
+        commits[:] = [Commit(request.json["message"], commits[-1].files, "")]
+        return {"commitOid": commits[-1].oid}
 
     def _apply(self, files: dict[str, File], key: str, value: dict[str, Any]) -> None:
         path = value["path"]
@@ -278,6 +320,7 @@ class Endpoints:
         if path not in commit.files:
             raise Refusal(404, "Entry not found", "EntryNotFound")
         file = commit.files[path]
+        self.fetched.append(path)
         headers = {"ETag": f'"{file.oid}"', "X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.range)
         if not wanted:

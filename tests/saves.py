@@ -64,6 +64,7 @@ class Machine:
                 nn.init.constant_(parameter, epoch)
             state = Checkpoint(self.identity, self.model.state_dict(), {}, {}, list(self.log))
             self.run.save(state, self.write_best if is_best else None)
+            self.run.copy()
         return self
 
     def write_best(self, folder: Path) -> None:
