@@ -1,4 +1,4 @@
-"""The account on the Hub: its token, from Colab's or Kaggle's secrets or this machine, and a repository for a run."""
+"""The account on the Hub: its token, from Colab's or Kaggle's secrets or this machine, and a repository's name."""
 
 from __future__ import annotations
 

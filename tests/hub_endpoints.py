@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,6 +31,7 @@ ROUTES = [  # methods, path, and the method of Endpoints that answers
     ("POST", f"{REPO}/super-squash/{REVISION}", "squash"),
     ("POST", f"{REPO}/preupload/{REVISION}", "preupload"),
     ("POST", f"{REPO}/commit/{REVISION}", "commit"),
+    ("GET", f"{REPO}/xet-write-token/{REVISION}", "xet_token"),
     ("GET", f"{REPO}/tree/{REVISION}(?:/(?P<path>.*))?", "tree"),
     ("GET", f"{REPO}(?:/revision/{REVISION})?", "info"),
     ("POST", rf"{FILES}\.git/info/lfs/objects/batch", "lfs_batch"),
@@ -60,9 +62,12 @@ TOKENS: dict[str, dict[str, Any]] = {  # every other token is a bad one
 class File:
     content: bytes
     lfs: bool
+    xet: str = ""  # the sha256 of a file whose content is in the store of Xet
 
     @property
     def oid(self) -> str:
+        if self.xet:
+            return self.xet
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
@@ -136,6 +141,7 @@ class Endpoints:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.fetched: list[str] = []  # files, by name
+        self.xet: Path | None = None  # where a client that uses Xet keeps what it uploads; it is not read back
         self._lock = threading.Lock()
 
     def answer(self, endpoint: str, request: Request, named: dict[str, str | None]) -> Answer:
@@ -233,7 +239,14 @@ class Endpoints:
                 put, verify = f"{request.url}/lfs/{asked['oid']}", f"{request.url}/lfs/verify"
                 answer["actions"] = {"upload": {"href": put}, "verify": {"href": verify}}
             objects.append(answer)
-        return {"transfer": "basic", "objects": objects}
+        return {"transfer": "xet" if self.xet else "basic", "objects": objects}
+
+    def xet_token(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+        """As headers, which the oldest client allowed reads, and as JSON."""
+        self._check_write(request, name)
+        said = {"casUrl": f"local://{self.xet}", "exp": 4_000_000_000, "accessToken": "a test's"}
+        keys = {"casUrl": "X-Xet-Cas-Url", "exp": "X-Xet-Token-Expiration", "accessToken": "X-Xet-Access-Token"}
+        return Answer(said, headers={keys[key]: str(value) for key, value in said.items()})
 
     def lfs_put(self, request: Request, oid: str) -> dict[str, Any]:
         if hashlib.sha256(request.body).hexdigest() != oid:
@@ -285,6 +298,9 @@ class Endpoints:
         if key == "file":
             files[path] = File(base64.b64decode(value["content"]), lfs=False)
         elif key == "lfsFile":
+            if self.xet:
+                files[path] = File(b"", lfs=True, xet=value["oid"])
+                return
             if value["oid"] not in self.objects:
                 raise Refusal(400, f"the LFS object of {path} was never uploaded")
             files[path] = File(self.objects[value["oid"]], lfs=True)

@@ -4,9 +4,10 @@ Repositories keep every commit with the files it left, so that a test can look a
 checked: an LFS object has to be what its oid says, and a commit may only name objects that arrived. `fail` makes
 any endpoint refuse, break off, dawdle or hang.
 
-It does not cover Xet, the real Hub's own way for large files: clients run with HF_HUB_DISABLE_XET=1 and take LFS.
-Nor multipart LFS, redirects to a CDN, tags, pull requests, and rate limits that count. Unlike the real Hub it
-lets everyone read everything, and takes the names of repositories as they are written.
+Clients run with HF_HUB_DISABLE_XET=1 and take LFS, not Xet, the real Hub's own way for large files. Where a test
+wants Xet, `endpoints.xet` is a folder that hf_xet uses as its store; the Hub does not read it back. Multipart LFS,
+redirects to a CDN, tags, pull requests and rate limits that count are not covered. Unlike the real Hub it lets
+everyone read everything, and takes the names of repositories as they are written.
 """
 
 from __future__ import annotations

@@ -215,3 +215,22 @@ def test_a_hub_that_hangs_in_mid_file_costs_neither_the_commit_nor_training(
     assert any("nothing has moved for" in line for line in machine.lines)
     assert f"epoch 3 was not sent (no answer from the Hub in {limit:.0f} s)" in " ".join(machine.lines)
     check_consistent(hub.commits(NAME)[0], 5, tmp_path)
+
+
+def test_over_xet_bytes_are_seen_to_move_and_both_branches_name_what_was_uploaded(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In hf_xet's store on this disk: its protocol towards a server, throttling and retries are tested nowhere."""
+    hub.endpoints.xet = tmp_path / "xet"
+    hub.endpoints.xet.mkdir()
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
+    machine = publishing(tmp_path / "run")
+    machine.until(3).run.sync()
+    assert machine.lines[-1].startswith("epoch 3 is on the Hub"), machine.lines
+    assert "lfs_put" not in hub.requests
+    files, (publisher,) = machine.run.manifest().files, machine.run.copies
+    weights, checkpoint = files["best/model.safetensors"], files["checkpoints/epoch_003.pt"]
+    assert hub.commits(NAME)[0].files["model.safetensors"].oid == weights.sha256
+    assert hub.resume(NAME).files["checkpoints/epoch_003.pt"].oid == checkpoint.sha256
+    assert any(path.is_file() for path in hub.endpoints.xet.rglob("*"))
+    assert publisher.place.moved > 0
