@@ -15,7 +15,6 @@ import re
 import shlex
 import tempfile
 import threading
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,11 +141,12 @@ class HubRepo:
         shown = {name: content for name, content in files.items() if not CHECKPOINT.fullmatch(name)}
         if before.get(WEIGHTS) == files.get(WEIGHTS):
             shown = {name: before[name] for name in before if EXPORT.fullmatch(name)} | shown
-        resume = there.get(RESUME, main)
-        copied = {*main["held"]} - {".gitattributes"}  # by the Hub, into a new branch; nothing of it is to stay
-        old = copied if resume["commit"] == main["commit"] else ours[RESUME].files
-        kept = self._commit(RESUME, needed, resume, old, stop, RESUME not in there)["kept"]
-        self.url = self._commit(MAIN, shown, main, before, stop)["url"]
+        resume = there.get(RESUME) or {**main, "new": True}
+        # A new branch is a copy of main, of which nothing is to stay.
+        copied = resume["commit"] == main["commit"]
+        old = {*main["held"]} - {".gitattributes"} if copied else {*ours[RESUME].files}
+        kept = self._commit(RESUME, needed, resume, old, stop)["kept"]
+        self.url = self._commit(MAIN, shown, main, {*before}, stop)["url"]
         room = f"; checkpoints of before still take room there ({kept})" if kept else ""
         return f"epoch {save.manifest.epoch} is on the Hub: {self.url}{room}"
 
@@ -191,38 +191,26 @@ class HubRepo:
         return dataclasses.replace(manifest, files=files)
 
     def _commit(
-        self,
-        branch: str,
-        files: dict[str, Content],
-        there: dict[str, Any],
-        old: Iterable[str],
-        stop: threading.Event,
-        new: bool = False,
+        self, branch: str, files: dict[str, Content], there: dict[str, Any], old: set[str], stop: threading.Event
     ) -> dict[str, Any]:
         """Commit the save under way, as far as `branch` is to have it; of `files`, those not staged are there."""
         assert self._sent
-        folder, staged, moved = self._sent.folder, self._sent.manifest, self.moved
-        (folder / MANIFEST).write_bytes(dataclasses.replace(staged, files=files).seal())
-        sha256 = {name: files[name].sha256 for name in files if name in staged.files}
+        folder, moved = self._sent.folder, self.moved
+        (folder / MANIFEST).write_bytes(dataclasses.replace(self._sent.manifest, files=files).seal())
+        sha256 = {name: files[name].sha256 for name in files if name in self._sent.manifest.files}
         names = [*sha256, *(self._sent.unnamed if branch == MAIN else ()), MANIFEST]
         gone = {_there(name) for name in old} - {_there(name) for name in (*files, *names)}
+        commit = {
+            "files": {_there(name): (str(folder / name), sha256.get(name, "")) for name in names},
+            "outdated": sorted(gone & {*there["held"]}),
+            **{"new": "new" in there, "squash": branch == RESUME, "revision": branch},
+            **{"parent_commit": there["commit"], "commit_message": self._sent.message},
+        }
 
         def hear(more: int) -> None:
             self.moved = moved + more
 
-        answer = self._ask(
-            "send",
-            STILL_LIMIT,
-            stop,
-            hear=hear,
-            files={_there(name): (str(folder / name), sha256.get(name, "")) for name in names},
-            outdated=sorted(gone & {*there["held"]}),
-            new=new,
-            squash=branch == RESUME,
-            revision=branch,
-            parent_commit=there["commit"],
-            commit_message=self._sent.message,
-        )
+        answer = self._ask("send", STILL_LIMIT, stop, hear=hear, **commit)
         self._done.append(branch)
         return answer
 
