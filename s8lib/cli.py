@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     import torch
 
     from s8lib.models.network import Network
+    from s8lib.report.card import Export
 
 FIRST_STEPS = "first steps: `s8lib train --run runs/first`, then `s8lib predict --run runs/first photo.jpg`"
+KINDS = ("onnx", "program")  # of exports
 DONE, FAULT, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -113,13 +115,18 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    for export in _exports(_network(options), options.to, options.out):
+        print(export.path)
+
+
+def _exports(model: Network, kinds: Sequence[str], folder: Path) -> Iterator[Export]:
     from s8lib.publish.export import export_onnx, export_program
 
-    model = _network(options)
-    options.out.mkdir(parents=True, exist_ok=True)
-    for what, name, export in (("onnx", "model.onnx", export_onnx), ("program", "model.pt2", export_program)):
-        if what in options.to:
-            print(export(model, options.out / name).path)
+    if "onnx" in kinds:
+        yield export_onnx(model, folder / "model.onnx")
+    if "program" in kinds:
+        yield export_program(model, folder / "model.pt2")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -149,16 +156,11 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from s8lib.run.hub import UPLOAD_LIMIT
-
-    hub = s8.HubPublisher(
-        options.hub_repo,
-        private=options.hub_private,
-        overwrite=options.overwrite,
-        license=options.license,
-        wait=UPLOAD_LIMIT,
-    )
-    hub.publish(s8.RunFolder(options.run))
+    run = s8.RunFolder(options.run)
+    told = {"private": options.hub_private, "overwrite": options.overwrite, "license": options.license}
+    hub = s8.HubPublisher(options.hub_repo, **told)
+    exports = _exports(s8.load_model(run.best_weights()[1]), options.export, run.path) if options.export else ()
+    hub.publish(run, [*exports])
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -189,6 +191,12 @@ def _named(text: str) -> Path:
 def _told(what: str) -> dict[str, Any]:
     """What a command does, in the list of all and on top of its own help."""
     return {"help": what, "description": f"{what[0].upper()}{what[1:]}."}
+
+
+def _kinds(text: str) -> list[str]:
+    if strangers := {*text.split(",")} - {*KINDS}:
+        raise argparse.ArgumentTypeError(f"{', '.join(strangers)}: write {', '.join(KINDS)} or {','.join(KINDS)}")
+    return text.split(",")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -246,9 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_predict)
 
     command = commands.add_parser("export", parents=[weights], **_told("write weights as ONNX and torch.export"))
-    kinds = ("onnx", "program")
     command.add_argument(
-        "--to", nargs="+", choices=kinds, default=kinds, help="model.onnx, model.pt2; default both"
+        "--to", nargs="+", choices=KINDS, default=KINDS, help="model.onnx, model.pt2; default both"
     )
     command.add_argument("--out", type=_named, default=Path(), metavar="DIR", help="default: here")
     command.set_defaults(command=_export)
@@ -265,6 +272,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")
     command.add_argument("--overwrite", action="store_true", help="replace what it holds, whosever it is")
     command.add_argument("--license", metavar="NAME", help="of the weights; default what the card says, or mit")
+    command.add_argument(
+        "--export", type=_kinds, default=(), metavar=",".join(KINDS), help="with model.onnx, model.pt2, or both"
+    )
     command.set_defaults(command=_publish)
     return parser
 

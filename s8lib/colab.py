@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import threading
-import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +14,9 @@ from pathlib import Path
 from s8lib.data.cifar100 import at_hand
 from s8lib.data.synthetic import SYNTHETIC, holds_own_pictures
 from s8lib.hub_client import HubError, one_line, owner_of
+from s8lib.hub_token import hf_token as hf_token
+from s8lib.hub_token import hub_repo as hub_repo
+from s8lib.hub_token import in_colab as in_colab
 from s8lib.machine.device import environment, pick_device, pick_precision
 from s8lib.machine.progress import tell
 from s8lib.publish.publisher import fetch_run
@@ -27,20 +28,10 @@ from s8lib.validation import user_path
 
 CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
 MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds
-SECRET = "HF_TOKEN"
 
 
 class ColabError(RuntimeError):
     """Colab refused something; the message says what to do."""
-
-
-def in_colab() -> bool:
-    """Whether this is a machine of Colab's."""
-    # Kaggle's images are built on Colab's, and have its COLAB_RELEASE_TAG and its google.colab.
-    tagged = "COLAB_RELEASE_TAG" in os.environ and "KAGGLE_KERNEL_RUN_TYPE" not in os.environ
-    if not (tagged or Path("/var/colab/hostname").exists()):
-        return False
-    return all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
 
 
 def checks(say: Callable[[str], None] = tell) -> None:
@@ -182,27 +173,6 @@ def _newest(kept: Path) -> str:
     return manifests[-1].parent.name
 
 
-def hf_token(say: Callable[[str], None] = tell) -> str | None:
-    """The Hub's token: the secret HF_TOKEN of Colab or Kaggle, else $HF_TOKEN, else the file that a login left.
-
-    One sentence tells where it comes from, or what is missing. The token itself is never shown.
-    """
-    from huggingface_hub import get_token
-
-    token, reason, source = "", f"set {SECRET}, or log in with `hf auth login`", "Colab"
-    if in_colab():
-        token, reason = _secret()
-    elif importlib.util.find_spec("kaggle_secrets"):
-        (token, reason), source = _kaggle_secret(), "Kaggle"
-    source = f"the {source} secret {SECRET}"
-    if not token:
-        source = f"the variable {SECRET}" if os.environ.get(SECRET) else "the token file of this machine"
-        with warnings.catch_warnings(action="ignore"):  # on Colab, of the very refusal that is told here
-            token = get_token() or ""
-    say(f"Hugging Face token: from {source}" if token else f"Hugging Face token: none; {reason}")
-    return token or None
-
-
 def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable[[str], None] = tell) -> None:
     """Bring `run` and whatever else is still on its way to Drive there, and unmount it.
 
@@ -228,32 +198,6 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
         say(
             f"this machine was not given back ({one_line(error)}): Runtime > Disconnect and delete runtime does it"
         )
-
-
-def _secret() -> tuple[str, str]:
-    """Colab's secret, or "" and what to do about it."""
-    from google.colab import errors, userdata
-
-    try:
-        return userdata.get(SECRET).strip(), f"the Colab secret {SECRET} is empty"
-    except userdata.SecretNotFoundError:
-        return "", f"add a Colab secret named {SECRET} (the key on the left) and give this notebook access to it"
-    except userdata.NotebookAccessError:
-        return "", f"give this notebook access to the Colab secret {SECRET} (the key on the left)"
-    except errors.Error as error:  # TimeoutException: the notebook is not open in a browser
-        return "", f"Colab did not hand out the secret {SECRET} ({one_line(error)})"
-
-
-def _kaggle_secret() -> tuple[str, str]:
-    """Kaggle's secret, or "" and what to do about it."""
-    from kaggle_secrets import BackendError, CredentialError, UserSecretsClient
-
-    try:
-        return UserSecretsClient().get_secret(SECRET).strip(), f"the Kaggle secret {SECRET} is empty"
-    except (BackendError, CredentialError):
-        return "", f"add a secret named {SECRET} (Add-ons > Secrets) and attach it to this notebook"
-    except ConnectionError as error:
-        return "", f"Kaggle did not hand it out ({one_line(error)}): is this notebook's internet on?"
 
 
 def _flush_and_unmount() -> str | None:

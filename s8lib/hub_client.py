@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_session, get_token
-from huggingface_hub.utils import disable_progress_bars, parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import parse_ratelimit_headers, tqdm, validate_repo_id
 
 from s8lib.validation import BadInput
 
 SILENT_FOR = 120.0  # seconds without a byte, after which an upload gives up
+BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "TQDM_DISABLE": ""}  # on: `_tell_what_moves` reads them
 TICK = 0.1  # seconds between two looks at a process that is waited for
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 TRY_AGAIN = (408, 409, 412, 425, 429)  # of the 4xx: those that may pass
@@ -126,17 +127,27 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
-def ask(task: str, limit: float, stop: threading.Event | None = None, **job: Any) -> dict[str, Any]:
+def ask(
+    task: str,
+    limit: float,
+    stop: threading.Event | None = None,
+    hear: Callable[[int], None] = lambda moved: None,
+    **job: Any,
+) -> dict[str, Any]:
     """What `check`, `read` or `send` below answers in a process of its own, to `job` and its `token`.
 
-    The process ends after `limit` seconds, with `stop`, or with this one.
+    The process ends `limit` seconds after its start or the last byte it sent, with `stop`, or with this one.
+
+    Args:
+        hear: takes how many bytes of files have gone out.
 
     Raises:
         HubError: the Hub refuses it for good.
         OutOfReach: trying again may help.
     """
     with (
-        tempfile.TemporaryFile() as output,  # a pipe could fill up and block
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        open(Path(folder, "output"), "wb") as output,  # a pipe could fill up and block
         subprocess.Popen(
             [sys.executable, "-m", "s8lib.hub_client"],
             bufsize=0,
@@ -144,20 +155,22 @@ def ask(task: str, limit: float, stop: threading.Event | None = None, **job: Any
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the one who trains
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **BARS},
         ) as process,
     ):
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):  # it could not start: its output says why
             process.stdin.write(json.dumps({"task": task, **job}).encode() + b"\n")
-        deadline = time.monotonic() + limit
+        deadline, moved = time.monotonic() + limit, 0
         while process.poll() is None:
             if time.monotonic() > deadline or (stop and stop.is_set()):
                 process.kill()
                 raise OutOfReach(f"no answer from the Hub in {limit:.0f} s")
+            if (now := _moved(Path(output.name))) > moved:
+                deadline, moved = time.monotonic() + limit, now
+                hear(moved)
             time.sleep(TICK)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
+        text = Path(output.name).read_text(errors="replace")
     last_line = text.strip().rpartition("\n")[2].replace(job["token"] or "\n", "<token>")
     try:
         answer = dict(json.loads(last_line))
@@ -168,15 +181,22 @@ def ask(task: str, limit: float, stop: threading.Event | None = None, **job: Any
     return answer
 
 
+def _moved(output: Path) -> int:
+    """How many bytes a process has sent, by its last word of that."""
+    with open(output, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1000))
+        return int((re.findall(rb"\nmoved (\d+)\n", file.read()) or [0])[-1])
+
+
 def main() -> None:
     """The process that `ask` starts."""
     job = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    disable_progress_bars()
     get_session().timeout = SILENT_FOR
     tasks: dict[str, Callable[..., Any]] = {"check": check, "read": read, "send": send, "whoami": HfApi.whoami}
     try:
-        answer = tasks[job.pop("task")](HfApi(token=job.pop("token")), **job) or {}
+        with open(os.devnull, "w") as nobody, contextlib.redirect_stderr(nobody):  # the client's bars and warnings
+            answer = tasks[job.pop("task")](HfApi(token=job.pop("token")), **job) or {}
     # OSError: a staged file, offline mode. RuntimeError: what the client makes of any failure in mid-file.
     # ValueError: HubError, or an answer that the client does not understand.
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
@@ -198,29 +218,73 @@ def check(api: HfApi, repo_id: str, private: bool) -> None:
     api.auth_check(repo_id, write=True)  # `create_repo` succeeds with any token where the repository exists
 
 
-def read(api: HfApi, repo_id: str, revision: str | None, names: list[str]) -> dict[str, Any]:
-    """The commit at `revision`, the names of its files, and of those in `names` what is there, byte by byte."""
-    info = api.model_info(repo_id, revision=revision, timeout=SILENT_FOR)
-    held = [sibling.rfilename for sibling in info.siblings or ()]
-    texts = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in set(names) & set(held):
-            path = Path(api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=folder))
-            texts[name] = path.read_bytes().decode("latin-1")
-    return {"commit": info.sha, "held": held, "texts": texts}
+def read(api: HfApi, repo_id: str, revisions: list[str], names: list[str]) -> dict[str, Any]:
+    """Of each revision its commit, the names of its files, and of those in `names` what is there, byte by byte.
+
+    All but the last of `revisions` may be missing.
+    """
+    there = {}
+    for revision in revisions:
+        try:
+            info = api.model_info(repo_id, revision=revision, timeout=SILENT_FOR)
+        except errors.RevisionNotFoundError:
+            if revision == revisions[-1]:
+                raise
+            continue
+        held, texts = [sibling.rfilename for sibling in info.siblings or ()], {}
+        with tempfile.TemporaryDirectory() as folder:
+            for name in set(names) & set(held):
+                path = Path(api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=folder))
+                texts[name] = path.read_bytes().decode("latin-1")
+        there[revision] = {"commit": info.sha, "held": held, "texts": texts}
+    return there
 
 
 def send(
-    api: HfApi, repo_id: str, files: dict[str, list[str]], outdated: list[str], message: str, parent: str
-) -> dict[str, Any]:
-    """One commit of `files`, each a path and a sha256 or "", on top of the head it was made for, or none."""
+    api: HfApi,
+    repo_id: str,
+    files: dict[str, list[str]],
+    outdated: list[str],
+    new: bool,
+    squash: bool,
+    **commit: Any,
+) -> dict[str, str]:
+    """One commit of `files`, each a path and a sha256 or "", on top of the head it was made for, or none.
+
+    Its branch is made if it is `new`. With `squash` only this commit is kept of its history; `kept` is why not.
+    """
+    _tell_what_moves()
     additions = [CommitOperationAdd(name, path) for name, (path, _) in files.items()]
     for addition in additions:
         if files[addition.path_in_repo][1] not in ("", addition.upload_info.sha256.hex()):
             raise HubError(f"{addition.path_in_repo} is not what the manifest says")
-    changes: list[Any] = [*additions, *(CommitOperationDelete(name) for name in outdated if name not in files)]
-    commit = api.create_commit(repo_id, changes, commit_message=message, parent_commit=parent)
-    return {"url": commit.commit_url}
+    if new:
+        api.create_branch(repo_id, branch=commit["revision"], revision=commit["parent_commit"])
+    url = api.create_commit(repo_id, [*additions, *map(CommitOperationDelete, outdated)], **commit).commit_url
+    try:
+        if squash:
+            api.super_squash_history(repo_id, branch=commit["revision"], commit_message=commit["commit_message"])
+    except errors.HTTPError as error:  # the save is there; the next one tries again
+        return {"url": url, "kept": str(explained(error))}
+    return {"url": url, "kept": ""}
+
+
+def _tell_what_moves() -> None:
+    """Print how many bytes have gone out. The client updates its bars for nobody; of Xet nothing else tells."""
+    lock, moved, told, plain = threading.Lock(), 0, 0.0, tqdm.update
+
+    def update(bar: Any, n: float | None = 1) -> bool | None:
+        nonlocal moved, told
+        with lock:
+            # Bytes, and not those that Xet reads through to find what is new.
+            if getattr(bar, "unit", "") == "B" and not bar.desc.startswith("Processing"):
+                moved += int(n or 0)
+                if time.monotonic() > told + TICK:
+                    told = time.monotonic()
+                    print(f"\nmoved {moved}", flush=True)
+        return plain(bar, n)
+
+    tqdm.update = update
 
 
 def _end_with_parent() -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,8 +27,11 @@ ROUTES = [  # methods, path, and the method of Endpoints that answers
     ("POST", "/api/repos/create", "create"),
     ("GET", f"{REPO}/auth-check/write", "auth_check"),
     ("POST", "/api/validate-yaml", "validate_yaml"),
+    ("POST", f"{REPO}/branch/{REVISION}", "create_branch"),
+    ("POST", f"{REPO}/super-squash/{REVISION}", "squash"),
     ("POST", f"{REPO}/preupload/{REVISION}", "preupload"),
     ("POST", f"{REPO}/commit/{REVISION}", "commit"),
+    ("GET", f"{REPO}/xet-write-token/{REVISION}", "xet_token"),
     ("GET", f"{REPO}/tree/{REVISION}(?:/(?P<path>.*))?", "tree"),
     ("GET", f"{REPO}(?:/revision/{REVISION})?", "info"),
     ("POST", rf"{FILES}\.git/info/lfs/objects/batch", "lfs_batch"),
@@ -58,9 +62,12 @@ TOKENS: dict[str, dict[str, Any]] = {  # every other token is a bad one
 class File:
     content: bytes
     lfs: bool
+    xet: str = ""  # the sha256 of a file whose content is in the store of Xet
 
     @property
     def oid(self) -> str:
+        if self.xet:
+            return self.xet
         if self.lfs:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
@@ -80,12 +87,25 @@ class Commit:
 
 @dataclass
 class Repo:
+    """`commits` are those of `main`; `branches` has every branch, each with its history, the oldest first."""
+
     private: bool = False
     commits: list[Commit] = field(default_factory=lambda: [Commit("initial commit", {}, "")])
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.branches = {"main": self.commits} | self.branches
 
     @property
     def head(self) -> Commit:
         return self.commits[-1]
+
+    def stored(self) -> int:
+        """Bytes that its branches, with their histories, keep: each content once."""
+        files = (
+            file for commits in self.branches.values() for commit in commits for file in commit.files.values()
+        )
+        return sum({file.oid: len(file.content) for file in files}.values())
 
 
 @dataclass
@@ -120,6 +140,8 @@ class Endpoints:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
+        self.fetched: list[str] = []  # files, by name
+        self.xet: Path | None = None  # where a client that uses Xet keeps what it uploads; it is not read back
         self._lock = threading.Lock()
 
     def answer(self, endpoint: str, request: Request, named: dict[str, str | None]) -> Answer:
@@ -151,10 +173,17 @@ class Endpoints:
         return self.repos[key]
 
     def _at(self, repo: Repo, revision: str) -> Commit:
-        for commit in reversed(repo.commits):
-            if revision in ("", "main", commit.oid):
+        if commits := repo.branches.get(revision or "main"):
+            return commits[-1]
+        for commit in (commit for commits in repo.branches.values() for commit in commits):
+            if revision == commit.oid:
                 return commit
         raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def _branch(self, repo: Repo, name: str) -> list[Commit]:
+        if name not in repo.branches:
+            raise Refusal(404, f"Invalid rev id: {name}", "RevisionNotFound")
+        return repo.branches[name]
 
     # --- the endpoints, by their names in ROUTES -----------------------------------------------------------
 
@@ -210,7 +239,14 @@ class Endpoints:
                 put, verify = f"{request.url}/lfs/{asked['oid']}", f"{request.url}/lfs/verify"
                 answer["actions"] = {"upload": {"href": put}, "verify": {"href": verify}}
             objects.append(answer)
-        return {"transfer": "basic", "objects": objects}
+        return {"transfer": "xet" if self.xet else "basic", "objects": objects}
+
+    def xet_token(self, request: Request, kind: str, name: str, revision: str) -> Answer:
+        """As headers, which the oldest client allowed reads, and as JSON."""
+        self._check_write(request, name)
+        said = {"casUrl": f"local://{self.xet}", "exp": 4_000_000_000, "accessToken": "a test's"}
+        keys = {"casUrl": "X-Xet-Cas-Url", "exp": "X-Xet-Token-Expiration", "accessToken": "X-Xet-Access-Token"}
+        return Answer(said, headers={keys[key]: str(value) for key, value in said.items()})
 
     def lfs_put(self, request: Request, oid: str) -> dict[str, Any]:
         if hashlib.sha256(request.body).hexdigest() != oid:
@@ -226,23 +262,45 @@ class Endpoints:
     def commit(self, request: Request, kind: str, name: str, revision: str) -> dict[str, Any]:
         repo = self._repo(name, kind)
         self._check_write(request, name)
+        commits = self._branch(repo, revision)
         header, *changes = [json.loads(line) for line in request.body.splitlines()]
         if header["key"] != "header":
             raise Refusal(400, "a commit begins with its header")
-        if header["value"].get("parentCommit") not in (None, repo.head.oid):
+        if header["value"].get("parentCommit") not in (None, commits[-1].oid):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
-        files = dict(repo.head.files)
+        files = dict(commits[-1].files)
         for change in changes:
             self._apply(files, change["key"], change["value"])
-        repo.commits.append(Commit(header["value"]["summary"], files, repo.head.oid))
-        url = f"{request.url}/{name}/commit/{repo.head.oid}"
-        return {"success": True, "commitOid": repo.head.oid, "commitUrl": url}
+        commits.append(Commit(header["value"]["summary"], files, commits[-1].oid))
+        url = f"{request.url}/{name}/commit/{commits[-1].oid}"
+        return {"success": True, "commitOid": commits[-1].oid, "commitUrl": url}
+
+    def create_branch(self, request: Request, kind: str, name: str, revision: str) -> dict[str, Any]:
+        repo = self._repo(name, kind)
+        self._check_write(request, name)
+        if revision in repo.branches:
+            raise Refusal(409, f"Reference already exists: {revision}")
+        start = self._at(repo, request.json.get("startingPoint", "main"))
+        history = next(commits for commits in repo.branches.values() if start in commits)
+        repo.branches[revision] = history[: history.index(start) + 1]
+        return {}
+
+    def squash(self, request: Request, kind: str, name: str, revision: str) -> dict[str, Any]:
+        """What was before is gone at once; the real Hub may take a while to free the room."""
+        repo = self._repo(name, kind)
+        self._check_write(request, name)
+        commits = self._branch(repo, revision)
+        commits[:] = [Commit(request.json["message"], commits[-1].files, "")]
+        return {"commitOid": commits[-1].oid}
 
     def _apply(self, files: dict[str, File], key: str, value: dict[str, Any]) -> None:
         path = value["path"]
         if key == "file":
             files[path] = File(base64.b64decode(value["content"]), lfs=False)
         elif key == "lfsFile":
+            if self.xet:
+                files[path] = File(b"", lfs=True, xet=value["oid"])
+                return
             if value["oid"] not in self.objects:
                 raise Refusal(400, f"the LFS object of {path} was never uploaded")
             files[path] = File(self.objects[value["oid"]], lfs=True)
@@ -278,6 +336,7 @@ class Endpoints:
         if path not in commit.files:
             raise Refusal(404, "Entry not found", "EntryNotFound")
         file = commit.files[path]
+        self.fetched.append(path)
         headers = {"ETag": f'"{file.oid}"', "X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.range)
         if not wanted:

@@ -4,9 +4,10 @@ Repositories keep every commit with the files it left, so that a test can look a
 checked: an LFS object has to be what its oid says, and a commit may only name objects that arrived. `fail` makes
 any endpoint refuse, break off, dawdle or hang.
 
-It does not cover Xet, the real Hub's own way for large files: clients run with HF_HUB_DISABLE_XET=1 and take LFS.
-Nor multipart LFS, redirects to a CDN, branches, pull requests, and rate limits that count. Unlike the real Hub it
-lets everyone read everything, and takes the names of repositories as they are written.
+Clients run with HF_HUB_DISABLE_XET=1 and take LFS, not Xet, the real Hub's own way for large files. Where a test
+wants Xet, `endpoints.xet` is a folder that hf_xet uses as its store; the Hub does not read it back. Multipart LFS,
+redirects to a CDN, tags, pull requests and rate limits that count are not covered. Unlike the real Hub it lets
+everyone read everything, and takes the names of repositories as they are written.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from tests.hub_endpoints import ROUTES, WRITE, Answer, Commit, Endpoints, Reques
 class Fault:
     """What befalls requests to `endpoint`. `how` is the status of a refusal, or
     "reset": the connection breaks before anything is done; "lost": it breaks after all is done, unanswered;
-    "slow": the answer takes `seconds`; "hang": no answer comes at all.
+    "slow": the answer takes `seconds`; "hang": no answer comes at all; "stall": nor is more than half of the
+    body taken. It begins after `skip` requests.
     """
 
     endpoint: str
@@ -44,6 +46,7 @@ class Fault:
     retry_after: int | None
     message: str
     seconds: float
+    skip: int
 
 
 class LocalHub(ThreadingHTTPServer):
@@ -55,9 +58,15 @@ class LocalHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.endpoints = Endpoints()
         self.requests: list[str] = []
+        self.received = 0  # bytes of the requests' bodies
+        self.rate: float | None = None  # bytes a second that it takes
         self.faults: list[Fault] = []
         self.hanging, self._released = threading.Event(), threading.Event()
         self._lock = threading.Lock()
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # or loopback takes megabytes at once
+        super().server_bind()
 
     @property
     def url(self) -> str:
@@ -74,9 +83,14 @@ class LocalHub(ThreadingHTTPServer):
         }
 
     def commits(self, name: str) -> list[Commit]:
-        """What was committed to the repository `name`, after the Hub's own first commit."""
+        """What was committed to `main` of the repository `name`, after the Hub's own first commit."""
         repo = self.endpoints.repos.get(name)
         return repo.commits[1:] if repo else []
+
+    def resume(self, name: str) -> Commit:
+        """What a run goes on from in the repository `name`: the one commit that its branch `resume` keeps."""
+        (commit,) = self.endpoints.repos[name].branches["resume"]
+        return commit
 
     def fail(
         self,
@@ -87,9 +101,10 @@ class LocalHub(ThreadingHTTPServer):
         retry_after: int | None = None,
         message: str = "made to fail",
         seconds: float = 1.0,
+        skip: int = 0,
     ) -> None:
         """Let the next `times` requests to `endpoint` (its name in ROUTES, or *) fail; `how` as in Fault."""
-        self.faults.append(Fault(endpoint, how, times, retry_after, message, seconds))
+        self.faults.append(Fault(endpoint, how, times, retry_after, message, seconds, skip))
 
     def heal(self) -> None:
         """Forget the faults; whoever hangs is hung up on."""
@@ -101,8 +116,10 @@ class LocalHub(ThreadingHTTPServer):
         with self._lock:
             for fault in self.faults:
                 if fault.endpoint in (endpoint, "*") and fault.times > 0:
-                    fault.times -= 1
-                    return fault
+                    fault.skip -= 1
+                    if fault.skip < 0:
+                        fault.times -= 1
+                        return fault
         return None
 
     def hang(self) -> None:
@@ -125,9 +142,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(endpoint)
         fault = self.server.fault(endpoint)
         how = fault.how if fault else None
-        if how == "hang":
+        if how == "stall":
+            self.rfile.read(int(self.headers["Content-Length"]) // 2)
+        if how in ("hang", "stall"):
             self.server.hang()
-        if how in ("hang", "reset"):
+        if how in ("hang", "stall", "reset"):
             self._hang_up()
             return
         request = self._request()
@@ -160,12 +179,21 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return self._taken(int(self.headers.get("Content-Length", 0)))
         body = b""
         while size := int(self.rfile.readline(), 16):
-            body += self.rfile.read(size)
+            body += self._taken(size)
             self.rfile.readline()
         self.rfile.readline()
+        return body
+
+    def _taken(self, size: int) -> bytes:
+        body, at_once = b"", 1 << 16
+        self.server.received += size
+        while rest := size - len(body):
+            body += self.rfile.read(min(rest, at_once) if self.server.rate else rest)
+            if self.server.rate:
+                time.sleep(min(rest, at_once) / self.server.rate)
         return body
 
     def _send(self, answer: Answer) -> None:

@@ -66,7 +66,7 @@ class Drive(Disk):
 
 
 class Hub(Drive):
-    """A run trains on a machine whose disk is lost, and is kept in a repository."""
+    """A run trains on a machine whose disk is lost, and is kept in a repository, on its branch to resume from."""
 
     title = "tester/net on the Hub"
 
@@ -83,20 +83,22 @@ class Hub(Drive):
         copies = [Copies(place, every=1000, wait=60, pause=0.0)]
         return Machine(self.root / f"disk{self.machines}", copies, **({"recipe": recipe} if recipe else {}))
 
+    @property
+    def commits(self) -> list[Commit]:
+        return self.hub.endpoints.repos["tester/net"].branches["resume"]
+
     def read(self, name: str) -> bytes:
-        return self.hub.endpoints.repos["tester/net"].head.files[name.removeprefix("best/")].content
+        return self.commits[-1].files[name.removeprefix("best/")].content
 
     def write(self, name: str, content: bytes | None) -> None:
-        repo, name = self.hub.endpoints.repos["tester/net"], name.removeprefix("best/")
-        files = dict(repo.head.files)
+        name, files = name.removeprefix("best/"), dict(self.commits[-1].files)
         old = files.pop(name)
         if content is not None:
             files[name] = File(content, old.lfs)
-        repo.commits.append(Commit("changed", files, repo.head.oid))
+        self.commits.append(Commit("changed", files, self.commits[-1].oid))
 
     def manifests(self) -> tuple[str, ...]:
         return ("manifest.json",)
 
     def checkpoints(self) -> list[str]:
-        head = self.hub.endpoints.repos["tester/net"].head
-        return sorted(name for name in head.files if name.startswith("checkpoints/"))
+        return sorted(name for name in self.commits[-1].files if name.startswith("checkpoints/"))

@@ -155,3 +155,6 @@ def test_a_run_on_the_hub_goes_on_on_another_machine(
     copies = [Copies(HubRepo("tester/net", usable_token()), wait=60, pause=0.0)]
     goes_on(s8.RunFolder(tmp_path / "new", copies=copies), tiny, whole)
     assert b'"format": 2' in hub.commits("tester/net")[-1].files["manifest.json"].content
+    assert "checkpoints/epoch_002.pt" in hub.commits("tester/net")[0].files
+    assert not [name for name in hub.commits("tester/net")[-1].files if name.endswith(".pt")]
+    assert "checkpoints/epoch_003.pt" in hub.resume("tester/net").files

@@ -18,7 +18,6 @@ import pytest
 
 import s8lib as s8
 from s8lib.publish.publisher import fetch_run
-from s8lib.report.card import Export
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, client_of, serve
@@ -72,6 +71,7 @@ def test_25_epochs_leave_three_commits_each_a_consistent_set(
     commits = hub.commits(NAME)
     for commit, epoch in zip(commits, (10, 20, 25), strict=True):
         check_consistent(commit, epoch, tmp_path)
+    check_consistent(hub.resume(NAME), 25, tmp_path, resume=True)
     assert [commit.title.split(":")[0] for commit in commits] == ["epoch 10", "epoch 20", "epoch 25"]
     assert lines == [
         f"epoch {epoch} is on the Hub: {hub.url}/{NAME}/commit/{commit.oid}"
@@ -128,14 +128,14 @@ FAILURES = [  # endpoint, what it does, what is said of it, and whether it is tr
     ("commit", 429, "tried again in 1 s or later", True),
     ("commit", 500, "the Hub answered 500, made to fail", True),
     ("commit", "reset", "", True),
-    ("info", "hang", "no answer from the Hub in 3 s", True),
+    ("info", "hang", "no answer from the Hub in 9 s", True),
 ]
 
 
 def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
     hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s8lib.run.hub.CHECK_LIMIT", 3.0)
+    monkeypatch.setattr("s8lib.run.hub.CHECK_LIMIT", 9.0)
     run, publishing = published(tmp_path / "run", lines, every=1)
     for endpoint, how, words, again in FAILURES:
         hub.fail(endpoint, how, retry_after=1 if how == 429 else None)
@@ -211,30 +211,6 @@ def test_an_answer_that_is_lost_does_not_make_a_second_commit(
     assert "epoch 3 was not sent" in lines[0]
     assert lines[1] == f"epoch 3 is on the Hub: {hub.url}/{NAME}/commit/{hub.commits(NAME)[0].oid}"
     assert len(hub.commits(NAME)) == 1
-
-
-def test_exports_come_with_the_weights_they_are_of_and_go_with_the_next_commit_that_brings_none(
-    hub: LocalHub, tmp_path: Path, lines: list[str]
-) -> None:
-    run, publishing = published(tmp_path / "run", lines)
-    run.until(1)
-    files = [tmp_path / "model.onnx", tmp_path / "model.pt2"]
-    for path in files:
-        path.write_text(path.name)
-    exports = [
-        Export(path, kind, {"torch": "2"}, None, None)
-        for path, kind in zip(files, ("ONNX", "torch.export"), strict=True)
-    ]
-    address = publishing.publish(run.run, exports)
-    publishing.publish(run.run)
-    with_them, without = hub.commits(NAME)
-    assert address.endswith(f"/commit/{with_them.oid}")
-    assert {path.name: with_them.files[path.name].content.decode() for path in files} == {
-        path.name: path.name for path in files
-    }
-    assert "`model.onnx` is ONNX" in with_them.files["README.md"].content.decode()
-    check_consistent(without, 1, tmp_path)
-    assert "model.onnx" not in without.files["README.md"].content.decode()
 
 
 def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_all_with_the_command_that_was_said(
@@ -449,15 +425,15 @@ def test_weights_that_are_damaged_in_the_repository_are_left_there_and_named(
     run, publishing = published(tmp_path / "run", lines)
     run.until(2)
     publishing.finish(run.run)
-    whole = hub.commits(NAME)[0].files
-    files = {**whole, "model.safetensors": File(b"damaged", lfs=True)}
-    hub.endpoints.repos[NAME].commits.append(Commit("damaged", files, ""))
+    whole = hub.resume(NAME)
+    files = {**whole.files, "model.safetensors": File(b"damaged", lfs=True)}
+    hub.endpoints.repos[NAME].branches["resume"].append(Commit("damaged", files, ""))
     new = s8.RunFolder(tmp_path / "new", lines.append)
     assert fetch_run(NAME, new)
     assert f"{NAME} on the Hub: not as they were saved there, so left there: best/model.safetensors" in lines
     with pytest.raises(s8.RunError, match="damaged or incomplete"):
         new.best_weights()
-    assert fetch_run(NAME, s8.RunFolder(tmp_path / "whole"), revision=hub.commits(NAME)[0].oid)
+    assert fetch_run(NAME, s8.RunFolder(tmp_path / "whole"), revision=whole.oid)
 
 
 def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(

@@ -19,7 +19,7 @@ from nbval.plugin import get_sanitize_patterns
 import s8lib as s8
 from s8lib.metrics import predict_logits
 from tests.hub_endpoints import WRITE
-from tests.hub_runs import NAME, in_process
+from tests.hub_runs import in_process
 from tests.local_hub import serve
 from tests.runs import assert_same_bits, outcome
 
@@ -232,18 +232,20 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
     tmp_path: Path, uninterrupted: Path
 ) -> None:
     colab = FakeColab(tmp_path, uninterrupted.parents[2] / "My Drive")
-    form = {"HUB_REPO": NAME, "PUSH": True, "SPACE": "tester/page", "LICENSE": "apache-2.0"}
-    publishing = opened("save_to_hugging_face.ipynb", **form)
+    form = {"PUSH": True, "SPACE": "tester/page", "LICENSE": "apache-2.0"}
+    publishing, name = opened("save_to_hugging_face.ipynb", **form), f"tester/{RUN}"
     with serve() as hub:
         at_hub = hub.environment(tmp_path / "home")
         said = execute(publishing, colab.content, colab.environment | at_hub | {"FAKE_COLAB_SECRET": WRITE})
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        again = execute(opened("save_to_hugging_face.ipynb", RUN=NAME, HUB_REPO=NAME), elsewhere, at_hub)
+        again = execute(opened("save_to_hugging_face.ipynb", RUN=name, HUB_REPO=name), elsewhere, at_hub)
         images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        stranger = in_process(hub, tmp_path / "strangers home", STRANGER, images=images.tolist())
-    (commit,) = hub.commits(NAME)
-    assert {"model.onnx", "model.pt2", "README.md", f"checkpoints/epoch_{EPOCHS:03d}.pt"} <= commit.files.keys()
+        stranger = in_process(hub, tmp_path / "strangers home", STRANGER, name=name, images=images.tolist())
+    (commit,) = hub.commits(name)
+    assert {"model.onnx", "model.pt2", "README.md", "exports.json"} <= commit.files.keys()
+    assert f"checkpoints/epoch_{EPOCHS:03d}.pt" in hub.resume(name).files
+    assert said.index(f"no repository is named: {name}") < said.index(f"is on the Hub: {hub.url}/{name}/commit")
 
     assert "license: apache-2.0" in commit.files["README.md"].content.decode()
     (page,) = hub.commits("spaces/tester/page")
@@ -261,8 +263,8 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
         assert logged in text
         assert f"epoch {best_epoch}, {source}: sha256 equal" in text
         assert "logits of 32 test images equal" in text
-    assert f"epoch {EPOCHS} is on the Hub: {hub.url}/{NAME}/commit/{commit.oid}" in said
-    assert f"{NAME} on the Hub: epoch {EPOCHS} is brought to" in again
+    assert f"epoch {EPOCHS} is on the Hub: {hub.url}/{name}/commit/{commit.oid}" in said
+    assert f"{name} on the Hub: epoch {EPOCHS} is brought to" in again
     assert "PUSH is off: nothing was sent" in again
 
     written = (path for path in tmp_path.rglob("*") if path.is_file())

@@ -79,39 +79,39 @@ def set_back(manifest: Manifest) -> bytes:
 
 
 BAD_MANIFESTS = {
-    "set back to its first state": (set_back, "names no checkpoint|no manifest that names them"),
+    "set back to its first state": (set_back, "names no checkpoint|no manifest that names"),
     "set back by the version before": (
         lambda m: json.dumps({"checkpoints": {}, "best": None, "identity": None}).encode(),
-        "names no checkpoint|no manifest that names them",
+        "names no checkpoint|no manifest that names",
     ),
     "another schema": (
         lambda m: b'{"version": 7, "items": []}',
-        "no manifest of a run|no manifest that names them",
+        "no manifest of a run|no manifest that names",
     ),
     "of a later version": (
         lambda m: m.seal().replace(f'"format": {FORMAT}'.encode(), f'"format": {FORMAT + 1}'.encode()),
         "saved by a later version of s8lib .*: update s8lib",
     ),
-    "cut": (lambda m: m.seal()[:-10], "cannot be read|no manifest that names them|not that of a run"),
+    "cut": (lambda m: m.seal()[:-10], "cannot be read|no manifest that names|not that of a run"),
     "a byte changed": (
         lambda m: m.seal().replace(b'"best_epoch": 2', b'"best_epoch": 1'),
-        "a part of it is missing or changed|no manifest that names them",
+        "a part of it is missing or changed|no manifest that names",
     ),
     "an entry 5": (
         lambda m: json.dumps({"checkpoints": {"epoch_001.pt": 5}, "best": None}).encode(),
-        "no manifest of a run|no manifest that names them",
+        "no manifest of a run|no manifest that names",
     ),
     "deeply nested": (
         lambda m: b'{"checkpoints": ' + b"[" * 100_000,
-        "cannot be read|names them|not that of a run",
+        "cannot be read|names|not that of a run",
     ),
     "leading out": (
         lambda m: json.dumps(
             {"checkpoints": {"../../x.pt": {"epoch": 1, "bytes": 1, "sha256": "0" * 64}}, "best": None}
         ).encode(),
-        r"\.\./\.\./x\.pt|no manifest that names them",
+        r"\.\./\.\./x\.pt|no manifest that names",
     ),
-    "gone": (lambda m: None, "is missing, but|no manifest that names them"),
+    "gone": (lambda m: None, "is missing, but|no manifest that names"),
 }
 
 
@@ -124,9 +124,6 @@ def test_a_manifest_that_tells_nothing_beside_checkpoints_is_an_error_and_never_
     change, words = BAD_MANIFESTS[case]
     for name in place.manifests():
         place.write(name, change(machine.run.manifest()))
-    if type(place) is Hub and case in ("gone", "set back to its first state", "set back by the version before"):
-        assert place.machine().resumed() is None  # a repository without a run: its owner has emptied it
-        return
     before = place.checkpoints()
     with pytest.raises(s8.RunError, match=words) as raised:
         place.machine().resumed()

@@ -6,6 +6,7 @@ import html
 import os
 import re
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
@@ -42,19 +43,23 @@ class Table(str):
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def progress_bar(steps: range, what: str, shown: bool = True, only_time: bool = False) -> tqdm[int]:
-    """`steps` with a bar that vanishes when they are done, or just the time since; none in a file or a pipe.
+def progress_bar(steps: range, what: str, shown: bool = True) -> tqdm[int]:
+    """`steps` with a bar that vanishes when they are done; none in a file or a pipe."""
+    return tqdm(steps, what, leave=False, **_where()) if shown else tqdm(steps, disable=True)
 
-    In a notebook it is a line of text on stdout, where the epochs' lines are too: a widget would leave an empty
-    output behind for every epoch.
+
+def byte_bar(what: str) -> tqdm[Any]:
+    """A bar for bytes that move, with their rate; its `total` may be set later. It vanishes as `progress_bar`."""
+    return tqdm(desc=what, leave=False, unit="B", unit_scale=True, miniters=0, **_where())
+
+
+def _where() -> dict[str, Any]:
+    """In a notebook a line of text on stdout, where the epochs' lines are too, as a widget would leave an empty
+    output behind for every epoch. Elsewhere only where stderr is a terminal.
     """
-    if not shown:
-        return tqdm(steps, disable=True)
-    form = "{desc}: {elapsed}" if only_time else None
     if in_notebook() or IN_NOTEBOOK in os.environ:
-        where = {"file": sys.stdout, "ncols": 100, "mininterval": 0.5, "maxinterval": 2}
-        return tqdm(steps, what, leave=False, bar_format=form, **where)
-    return tqdm(steps, what, leave=False, bar_format=form, disable=None)  # None: only where stderr is a terminal
+        return {"file": sys.stdout, "ncols": 100, "mininterval": 0.5, "maxinterval": 2}
+    return {"disable": None}
 
 
 def in_notebook() -> bool:

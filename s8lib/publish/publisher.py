@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,18 +17,30 @@ from s8lib.report import write_log
 from s8lib.report.card import Export, make_card, merged
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
-from s8lib.run.hub import HubRepo
+from s8lib.run.hub import EXPORTS, HubRepo
 from s8lib.run.place import bring
+from s8lib.run.save import WEIGHTS
+from s8lib.validation import check
 
 FIRST_PAUSE = 10.0  # seconds before a failed upload is tried again
+PATIENCE = 900.0  # seconds: a Hub that hangs for ten minutes does not cost the last commit
 SENT = ("recipe.json", "environment.json", "report.json", "graph.jpg")
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What `exports.json` says of the files of other formats that are beside the weights of that sha256."""
+
+    weights: str = ""
+    exports: tuple[Export, ...] = ()
 
 
 class HubPublisher(Copies):
     """Publishes a run: one commit every `every` epochs and one at its end, in the background.
 
-    Each commit holds the best weights, the newest checkpoint, the epoch log, the report and the card, all of one
-    moment. A failure never stops training: it is said in one line and tried again, with what is newest by then.
+    Each brings the best weights, the epoch log, the report and the card to `main`, and what a run goes on from to
+    the branch `resume`, all of one moment. A failure never stops training: it is said in one line and tried again,
+    with what is newest by then.
 
     Args:
         repo_id: "user/name"; the repository is made if it is not there.
@@ -34,7 +50,7 @@ class HubPublisher(Copies):
         overwrite: replace what is in the repository, if that is another run or none of ours.
         license: of the weights, as the Hub calls it; by default what the card there says, at first "mit".
         transformers: send what transformers needs to open the network.
-        wait: seconds that `finish` may wait for the last commit.
+        wait: seconds without a byte moving, after which `finish` no longer waits for the last commit.
         say: takes one line for people at a time.
     Raises:
         HubError: no token, a wrong one, or a repository it may not write to. A Hub that cannot be reached is no
@@ -51,7 +67,7 @@ class HubPublisher(Copies):
         overwrite: bool = False,
         license: str | None = None,
         transformers: bool = True,
-        wait: float = 300.0,
+        wait: float = PATIENCE,
         say: Callable[[str], None] = tell,
     ) -> None:
         if every < 1:
@@ -59,7 +75,7 @@ class HubPublisher(Copies):
         self.repo = HubRepo(check_repo_id(repo_id), usable_token(token), private, overwrite=overwrite)
         self.repo.renewed_card = partial(merged, license=license)
         self._license, self._transformers = license, transformers
-        self._exports: Sequence[Export] = ()
+        self._exports: Sequence[Export] = ()  # to be sent
         super().__init__(self.repo, every, wait, FIRST_PAUSE)
         try:
             self.repo.check()
@@ -75,27 +91,38 @@ class HubPublisher(Copies):
         sent = {name: run.path / name for name in SENT if (run.path / name).exists()}
         files: dict[str, Path | str | bytes] = {**sent, **beside(run, self._transformers)}
         files |= {export.path.name: export.path for export in self._exports}
-        files["README.md"] = str(make_card(run, self.repo.repo_id, log, self._exports, files, self._license))
+        if exports := self._all_exports(weights := run.manifest().files[WEIGHTS].sha256):
+            files[EXPORTS] = json.dumps(dataclasses.asdict(Exports(weights, exports)), indent=2, default=str)
+        files["README.md"] = str(make_card(run, self.repo.repo_id, log, exports, files, self._license))
         return files, f"epoch {last.epoch}: {last.test_acc:.2f}% top-1; best epoch {epoch}: {best.test_acc:.2f}%"
 
+    def _all_exports(self, weights: str) -> tuple[Export, ...]:
+        """Those to be sent, and those of the same weights in the repository, which stay there."""
+        there = Exports()
+        with contextlib.suppress(HubError):  # none, or damaged: the card does without
+            there = check(Exports, self.repo.exports, HubError)
+        kept = there.exports if there.weights == weights else ()
+        named = (dataclasses.replace(one, path=Path(one.path.name)) for one in (*kept, *self._exports))
+        return tuple({str(one.path): one for one in named}.values())
+
     def publish(self, run: RunFolder, exports: Sequence[Export] = ()) -> str:
-        """Send what a run folder holds, and wait for it at most `wait` seconds; the address of the commit.
+        """Send what a run folder holds, and wait for it as `finish` does; the address of the commit on `main`.
 
         Args:
-            exports: of its best weights, in other formats; the next commit removes them.
+            exports: of its best weights, in other formats; they stay while these are the best.
         Raises:
             RunError: the folder holds no epoch, or another process is training in it.
             HubError: the Hub refuses it.
             ConnectionError: the Hub could not be reached, or did not take it in time.
         """
         epoch = run.log()[-1].epoch
-        self.repo.check()
+        self.repo.claim(run.manifest())
         self._exports, self._sent, self._due = tuple(exports), None, True
         with RunFolder(run.path, run.say).lock():
             done = self.finish(run)
         self._exports = ()
         if not done:
-            what = f"epoch {epoch} is not on the Hub: {self.problem or f'no end of it in {self.wait:.0f} s'}"
+            what = f"epoch {epoch} is not on the Hub: {self.problem or f'nothing moved for {self.wait:.0f} s'}"
             raise HubError(what) if self.problem and self.problem.permanent else OutOfReach(what)
         return self.repo.url
 

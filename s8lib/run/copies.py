@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from s8lib.machine.progress import progress_bar
+from s8lib.machine.progress import byte_bar
 from s8lib.run.folder import OUTGOING, RunFolder
 from s8lib.run.place import NotSent, Place, Staged, bring
 from s8lib.run.save import (
@@ -31,6 +31,7 @@ from s8lib.run.save import (
 )
 
 TICK = 0.1  # seconds between two looks at a copy that is waited for
+TOLD_EVERY = 30.0  # seconds, where no bar is seen
 LOOK = 2.0  # seconds that a save may wait for a place to say whose it is
 LONGEST_PAUSE = 900.0  # seconds; each failure doubles the pause before the next attempt
 
@@ -40,7 +41,7 @@ class Copies:
 
     Args:
         every: epochs between copies; the last save is always sent.
-        wait: seconds that `finish` may wait.
+        wait: seconds without a byte moving, as far as `place` can tell, that `finish` may wait.
         pause: seconds before a failed copy is tried again; None for not before the next save.
     """
 
@@ -97,8 +98,8 @@ class Copies:
             self._collect(run)
 
     def finish(self, run: RunFolder) -> bool:
-        """Send the newest save, wait for it, and say what is there; whether that is everything."""
-        epoch, deadline = run.manifest().epoch, time.monotonic() + self.wait
+        """Send the newest save, wait while its bytes move, and say what is there; whether that is everything."""
+        epoch = run.manifest().epoch
         if not epoch:
             return True
         self._failures, self._not_before = 0, 0.0  # the last chance does not wait for a pause of before
@@ -110,14 +111,7 @@ class Copies:
         self._due = self._due or (run.path, epoch) not in (self._sent, on_its_way)
         done = False
         try:
-            what = f"epoch {epoch} to {self.place.title}, for at most {self.wait:.0f} s"
-            with progress_bar(range(round(self.wait / TICK)), what, only_time=True) as ticks:
-                for _ in ticks:
-                    self._start(run)
-                    if not self._under_way and (not self._due or self._not_before > deadline):
-                        break
-                    self._wait_for_thread(TICK) if self._under_way else time.sleep(TICK)
-                    self._collect(run, last=True)
+            self._wait_while_it_moves(run, f"epoch {epoch} to {self.place.title}")
             done = self._sent == (run.path, epoch)
         finally:  # also after Ctrl-C, which ends the waiting
             if sending := self._under_way:
@@ -129,6 +123,28 @@ class Copies:
             if said:
                 run.say(said)
         return done
+
+    def _wait_while_it_moves(self, run: RunFolder, what: str) -> None:
+        moved, moved_at, told, told_of = 0, time.monotonic(), time.monotonic(), 0
+        with byte_bar(what) as bar:
+            while True:
+                self._start(run)
+                now, before, moved = time.monotonic(), moved, self.place.moved
+                moved_at = now if moved > before else moved_at
+                end = moved_at + self.wait
+                if now > end or (not self._under_way and (not self._due or self._not_before > end)):
+                    return
+                if sending := self._under_way:
+                    bar.total = sending.save.bytes
+                bar.update(moved - bar.n)
+                if bar.disable and now > told + TOLD_EVERY:
+                    rate = f"{max(moved - told_of, 0) / 1e6 / (now - told):.2g} MB/s"
+                    still = f"nothing has moved for {now - moved_at:.0f} s, and it gives up after {self.wait:.0f}"
+                    of = f"{moved / 1e6:.1f} of {(bar.total or 0) / 1e6:.1f} MB"
+                    run.say(f"{what}: {of}, {rate if moved > told_of else still}")
+                    told, told_of = now, moved
+                self._wait_for_thread(TICK) if self._under_way else time.sleep(TICK)
+                self._collect(run, last=True)
 
     @property
     def _under_way(self) -> _Sending | None:

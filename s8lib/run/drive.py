@@ -64,6 +64,7 @@ class DriveFolder:
         self._manifest = Manifest()  # as last read or written
         self._whole = ""  # the one of MANIFESTS that is known to hold it
         self._alike = False  # whether both do
+        self.moved = 0  # bytes of a save, file by file
         self._seen: dict[str, Content] = {}  # of files as last read
         # Training processes that may have written the manifest: this one, and the one it took over from, whose
         # last write may come late. None before `claim`.
@@ -118,6 +119,7 @@ class DriveFolder:
 
     def send(self, save: Staged, stop: threading.Event) -> str:
         """Bring a save onto the Drive; it keeps the newest five."""
+        self.moved = 0
         try:
             for folder in (self.path, self.path / "checkpoints"):  # not their parent, which a mount must bring
                 _make_folder(folder)
@@ -196,6 +198,7 @@ class DriveFolder:
         if not self._holds(target, content):
             with (folder / name).open("rb") as file:
                 self._write(target, file, content)
+            self.moved += content.bytes
 
     def _commit(self, **changes: Any) -> None:
         """Write the manifest with what has changed in it.

@@ -1,7 +1,9 @@
 """A Hub repository as a place for a run's saves: what one commit holds, and how it comes back.
 
-One commit is one save: the best weights at its root, where `from_pretrained` looks, the newest checkpoint, and a
-manifest of them.
+Two branches, each a whole save with a manifest. `main` has the best weights at its root, where `from_pretrained`
+looks, and what people read. `resume` has what a run goes on from: the newest checkpoint, the same weights, and no
+history, which would keep every checkpoint there ever was. It is written first, so that a break between the two
+commits costs no epoch. The weights move once: the Hub takes a file that it holds without its bytes.
 """
 
 from __future__ import annotations
@@ -21,16 +23,30 @@ from huggingface_hub import HfApi, get_token
 
 from s8lib.hub_client import HubError, ask, check_repo_id, hub_errors
 from s8lib.run.place import Staged
-from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, Content, Manifest, RunError, differences, unseal
+from s8lib.run.save import (
+    CHECKPOINT,
+    CONFIG,
+    LOG,
+    MANIFEST,
+    WEIGHTS,
+    Content,
+    Manifest,
+    RunError,
+    differences,
+    unseal,
+)
 
 if TYPE_CHECKING:
     from s8lib.run.folder import RunFolder
 
+RESUME, MAIN = "resume", "main"
+NEEDED = {WEIGHTS, CONFIG, LOG, "recipe.json", "environment.json", "report.json"}  # and a checkpoint: by a resume
 CHECK_LIMIT = 30.0  # seconds that a look at the Hub may take
-UPLOAD_LIMIT = 1800.0  # seconds after which an upload counts as hanging; 440 MB take that long at 2 Mbit/s
+STILL_LIMIT = 300.0  # seconds without a byte moving, after which an upload counts as hanging
 CARD = "README.md"
 UNIMPORTANT = {".gitattributes", CARD}  # what a repository has when it is made
-EXPORT = re.compile(r"[^/]+\.(onnx|pt2)")  # of the weights it came with
+EXPORTS = "exports.json"  # what is known of the exports, as `publish.publisher` wrote it
+EXPORT = re.compile(r"[^/]+\.(onnx|pt2)|exports\.json")  # of the weights it came with
 
 
 class HubRepo:
@@ -41,6 +57,9 @@ class HubRepo:
         private: whether a new repository is private.
         revision: a branch or commit to read; by default the newest.
         overwrite: replace what is in the repository, if that is another run or none of ours.
+
+    Attributes:
+        moved: bytes of the save under way, or of the last one, that have gone out.
     """
 
     required = False  # a run that is published can begin while the Hub is out of reach
@@ -62,6 +81,9 @@ class HubRepo:
         self.renewed_card: Callable[[str, str], str] = lambda theirs, ours: ours  # what becomes of the card there
         self._checked = False  # that the token may write there
         self._there: dict[str, Any] = {}  # the commit that is received, as `hub_client.read` describes it
+        self.exports = b""  # EXPORTS on main, as of `claim`
+        self._sent: Staged | None = None  # the save that `moved` is about
+        self.moved, self._done = 0, list[str]()  # branches
 
     def check(self, stop: threading.Event | None = None) -> None:
         """See, once, that the token may write to the repository, which is made if need be; raises as `ask`."""
@@ -70,26 +92,28 @@ class HubRepo:
             self._checked = True
 
     def manifest(self) -> Manifest:
-        """Of the newest commit; an empty one if it holds no run."""
-        self._there = self._read(MANIFEST, "config.json", LOG, "recipe.json", "environment.json")
-        contents = self._there["contents"]
-        if MANIFEST not in contents:
-            return Manifest()
-        try:
-            manifest = unseal(contents.pop(MANIFEST))
-        except ValueError as error:
+        """Of the newest save, what a resume needs; an empty one if there is no run."""
+        there = self._read(MANIFEST, "config.json", LOG, "recipe.json", "environment.json")
+        found = {revision: self._manifest(commit) for revision, commit in there.items()}
+        last = [*found][-1]  # main, or the revision: before the other branch there was, it held the checkpoint
+        revision = next((revision for revision, manifest in found.items() if manifest.checkpoints), last)
+        self._there, manifest = there[revision], found[revision]
+        what = differences(manifest.identity, found[last].identity)
+        if what and not self.overwrite:
             raise RunError(
-                f"{self.title}: its {MANIFEST} is not that of a run ({error}): use another repository or revision"
-            ) from None
-        unnamed = {  # by format 1
-            CONFIG if name == "config.json" else name: Content(len(text), hashlib.sha256(text).hexdigest())
-            for name, text in contents.items()
-        }
-        return dataclasses.replace(manifest, files=unnamed | manifest.files)
+                f"{self.title}: its branches {RESUME} and {MAIN} hold different runs ({what}), as one that was to "
+                "overwrite the other broke off there: name the revision that you mean, or say overwrite"
+            )
+        if manifest.best_epoch and not manifest.checkpoints and not self.overwrite:
+            raise RunError(
+                f"{self.title}: the best weights are there, of epoch {manifest.best_epoch}, but no manifest that "
+                f"names a checkpoint to go on from: the branch {RESUME} is for that; to begin anew, say overwrite"
+            )
+        return manifest
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Download a file of the commit whose manifest was read."""
-        name, there, api = name.removeprefix("best/"), self._there, HfApi(token=self.token)
+        name, there, api = _there(name), self._there, HfApi(token=self.token)
         if name not in there["held"]:
             return False
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".arriving") as folder, hub_errors(self.title):
@@ -102,42 +126,99 @@ class HubRepo:
     def claim(self, here: Manifest) -> None:
         """Refuse, before training, a repository that holds something else; another run `bring` has refused."""
         self.check()
-        self._ours(self._read(MANIFEST))
+        there = self._read(MANIFEST, EXPORTS)
+        for commit in there.values():
+            self._ours(commit)
+        self.exports = there[MAIN]["contents"].get(EXPORTS, b"")
 
     def send(self, save: Staged, stop: threading.Event) -> str:
-        """One commit; what it takes the place of leaves the repository's head in the same commit."""
+        """A commit on each branch; what it takes the place of leaves the branch's head in the same commit."""
+        self.moved, self._done, self._sent = 0, [], save
         self.check(stop)
         there = self._read(MANIFEST, CARD, stop=stop)
-        if CARD in there["contents"] and CARD in save.unnamed:
-            theirs, card = there["contents"][CARD].decode(errors="replace"), save.folder / CARD
+        ours = {branch: self._ours(commit) or Manifest() for branch, commit in there.items()}
+        for manifest in ours.values():
+            self._refuse_to_replace(manifest, save.manifest)
+        main, files, before = there[MAIN], save.manifest.files, ours[MAIN].files
+        if CARD in main["contents"] and CARD in save.unnamed:
+            theirs, card = main["contents"][CARD].decode(errors="replace"), save.folder / CARD
             card.write_text(self.renewed_card(theirs, card.read_text(encoding="utf-8")), encoding="utf-8")
-        if ours := self._ours(there):
-            self._refuse_to_replace(ours, save.manifest)
-        (save.folder / MANIFEST).write_bytes(save.manifest.seal())
-        sha256 = {name: content.sha256 for name, content in save.manifest.files.items()}
-        names = [*sha256, *save.unnamed, MANIFEST]
-        commit = {
-            "files": {n.removeprefix("best/"): (str(save.folder / n), sha256.get(n, "")) for n in names},
-            "outdated": [n for n in there["held"] if ours and (CHECKPOINT.fullmatch(n) or EXPORT.fullmatch(n))],
-            "message": save.message,
-            "parent": there["commit"],
-        }
-        self.url = self._ask("send", UPLOAD_LIMIT, stop, **commit)["url"]
-        return f"epoch {save.manifest.epoch} is on the Hub: {self.url}"
+        needed = {name: content for name, content in files.items() if _needed(name)}
+        shown = {name: content for name, content in files.items() if not CHECKPOINT.fullmatch(name)}
+        if before.get(WEIGHTS) == files.get(WEIGHTS):
+            shown = {name: before[name] for name in before if EXPORT.fullmatch(name)} | shown
+        resume = there.get(RESUME) or {**main, "new": True}
+        # A new branch is a copy of main, of which nothing is to stay.
+        copied = resume["commit"] == main["commit"]
+        old = {*main["held"]} - {".gitattributes"} if copied else {*ours[RESUME].files}
+        kept = self._commit(RESUME, needed, resume, old, stop)["kept"]
+        self.url = self._commit(MAIN, shown, main, {*before}, stop)["url"]
+        room = f"; checkpoints of before still take room there ({kept})" if kept else ""
+        return f"epoch {save.manifest.epoch} is on the Hub: {self.url}{room}"
 
     def summary(self) -> str:
         return ""  # `send` has said it
 
     def missing(self, run: RunFolder, epoch: int) -> str:
         command = f"s8lib publish --run {shlex.quote(str(run.path))} --hub-repo {self.repo_id}"
-        return f"epoch {epoch} is NOT on the Hub; send it with: {command}"
+        if not self.moved or not self._sent or self._sent.manifest.epoch != epoch:
+            return f"epoch {epoch} is NOT on the Hub; send it with: {command}"
+        sent = f"{self.moved / 1e6:.1f} MB of {self._sent.bytes / 1e6:.1f} went out"
+        if RESUME in self._done:
+            sent += f", and its checkpoint is there, on the branch {RESUME}"
+        return f"epoch {epoch} is NOT on the Hub, though {sent}; send the rest with: {command}"
 
     def _ask(self, task: str, limit: float, stop: threading.Event | None, **job: Any) -> dict[str, Any]:
         return ask(task, limit, stop, token=self.token, repo_id=self.repo_id, **job)
 
-    def _read(self, *names: str, stop: threading.Event | None = None) -> dict[str, Any]:
-        there = self._ask("read", CHECK_LIMIT, stop, revision=self.revision, names=names)
-        return there | {"contents": {name: text.encode("latin-1") for name, text in there["texts"].items()}}
+    def _read(self, *names: str, stop: threading.Event | None = None) -> dict[str, dict[str, Any]]:
+        revisions = [self.revision] if self.revision else [RESUME, MAIN]
+        there = self._ask("read", CHECK_LIMIT, stop, revisions=revisions, names=names)
+        for commit in there.values():
+            commit["contents"] = {name: text.encode("latin-1") for name, text in commit.pop("texts").items()}
+        return there
+
+    def _manifest(self, there: dict[str, Any]) -> Manifest:
+        """Of the save in a commit, as far as a resume needs it."""
+        contents = there["contents"]
+        if MANIFEST not in contents:
+            return Manifest()
+        try:
+            manifest = unseal(contents.pop(MANIFEST))
+        except ValueError as error:
+            raise RunError(
+                f"{self.title}: its {MANIFEST} is not that of a run ({error}): use another repository or revision"
+            ) from None
+        unnamed = {  # by format 1
+            CONFIG if name == "config.json" else name: Content(len(text), hashlib.sha256(text).hexdigest())
+            for name, text in contents.items()
+        }
+        files = {name: content for name, content in (unnamed | manifest.files).items() if _needed(name)}
+        return dataclasses.replace(manifest, files=files)
+
+    def _commit(
+        self, branch: str, files: dict[str, Content], there: dict[str, Any], old: set[str], stop: threading.Event
+    ) -> dict[str, Any]:
+        """Commit the save under way, as far as `branch` is to have it; of `files`, those not staged are there."""
+        assert self._sent
+        folder, moved = self._sent.folder, self.moved
+        (folder / MANIFEST).write_bytes(dataclasses.replace(self._sent.manifest, files=files).seal())
+        sha256 = {name: files[name].sha256 for name in files if name in self._sent.manifest.files}
+        names = [*sha256, *(self._sent.unnamed if branch == MAIN else ()), MANIFEST]
+        gone = {_there(name) for name in old} - {_there(name) for name in (*files, *names)}
+        commit = {
+            "files": {_there(name): (str(folder / name), sha256.get(name, "")) for name in names},
+            "outdated": sorted(gone & {*there["held"]}),
+            **{"new": "new" in there, "squash": branch == RESUME, "revision": branch},
+            **{"parent_commit": there["commit"], "commit_message": self._sent.message},
+        }
+
+        def hear(more: int) -> None:
+            self.moved = moved + more
+
+        answer = self._ask("send", STILL_LIMIT, stop, hear=hear, **commit)
+        self._done.append(branch)
+        return answer
 
     def _ours(self, there: dict[str, Any]) -> Manifest | None:
         """The manifest of the run that is there, None if there is none; raises if there is something else."""
@@ -158,8 +239,19 @@ class HubRepo:
         what = differences(there.identity, new.identity)
         if what and not self.overwrite:
             raise HubError(f"it holds another run ({what}): publish to another repository, or say overwrite")
-        if there.epoch > new.epoch and not what:
+        # Where the checkpoint is gone with its branch, overwrite begins anew.
+        ahead = there.epoch or (0 if self.overwrite else there.best_epoch or 0)
+        if ahead > new.epoch and not what:
             raise RunError(
-                f"it holds epoch {there.epoch} of this very run, and is not set back to an earlier one: go on "
+                f"it holds epoch {ahead} of this very run, and is not set back to an earlier one: go on "
                 "from there in an empty run folder, or publish to another repository"
             )
+
+
+def _needed(name: str) -> bool:
+    return name in NEEDED or CHECKPOINT.fullmatch(name) is not None
+
+
+def _there(name: str) -> str:
+    """A file's name in the repository: `from_pretrained` looks for the best weights at its root."""
+    return name.removeprefix("best/")

@@ -41,6 +41,11 @@ class Staged:
     unnamed: tuple[str, ...]  # files that come with it and that the manifest does not answer for
     message: str
 
+    @property
+    def bytes(self) -> int:
+        """Of what the manifest answers for."""
+        return sum(content.bytes for content in self.manifest.files.values())
+
 
 class Place(Protocol):
     """Where saves are kept a second time. The one who trains calls `manifest`, `receive` and `claim`; the thread
@@ -53,6 +58,7 @@ class Place(Protocol):
     title: str  # in what is said
     address: str
     required: bool  # a run is not begun without having looked there
+    moved: int  # bytes of the save under way, or of the last one, that have gone out; a place may not know
     overwrite: bool  # another run that is there is no error: it is replaced
 
     def manifest(self) -> Manifest:
