@@ -50,7 +50,7 @@ def test_a_run_killed_in_mid_epoch_and_started_again_equals_an_uninterrupted_one
     tmp_path: Path, whole_run: tuple[Path, str]
 ) -> None:
     run = tmp_path / "run"
-    process = start_and_wait_for_epoch(run, 1)
+    process = start_and_wait_for_epoch(run, 2)  # the save of epoch 1 is on the disk then
     process.kill()
     finish(process)
     assert 1 <= len(s8.EpochLog.read(run / "epoch_log.csv")) < 3
