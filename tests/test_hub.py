@@ -480,7 +480,7 @@ def test_what_a_later_version_of_the_library_has_published_is_not_replaced(
     hub.endpoints.repos[NAME].commits.append(
         Commit("later", {"manifest.json": File(b'{"format": 99}', False)}, "")
     )
-    with pytest.raises(s8.HubError, match="epoch 2 is not on the Hub: it was saved by a later version of s8lib"):
+    with pytest.raises(s8.RunError, match=f"{NAME} on the Hub: it was saved by a later version of s8lib"):
         publishing.publish(run.run)
     assert [commit.title for commit in hub.commits(NAME)] == ["later"]
 

@@ -127,8 +127,11 @@ class HubRepo:
         """Refuse, before training, a repository that holds something else; another run `bring` has refused."""
         self.check()
         there = self._read(MANIFEST, EXPORTS)
-        for commit in there.values():
-            self._ours(commit)
+        try:
+            for commit in there.values():
+                self._ours(commit)
+        except RunError as error:
+            raise RunError(f"{self.title}: {error}") from None
         self.exports = there[MAIN]["contents"].get(EXPORTS, b"")
 
     def send(self, save: Staged, stop: threading.Event) -> str:
