@@ -47,7 +47,6 @@ class Policy:
     hue: float = 0.0  # OpenCV's 8-bit units, 180 to the circle
     saturation: float = 0.0  # OpenCV's 8-bit units, 0..255
     value: float = 0.0  # OpenCV's 8-bit units, 0..255
-    antialias: bool = True  # average what falls together where images are shrunk
 
 
 # A run remembers the name of its policy, not the values: to change one, add another under a new name.
@@ -66,9 +65,7 @@ POLICIES: dict[str, Policy] = {
     # what a run of a few epochs can afford: the usual flip and padded crop
     "light": Policy(flip_p=0.5, affine_p=1.0, shift=0.0625, whole_pixels=True),
     # the same, each image seen both ways in two epochs (arXiv:2404.00498)
-    "alternating": Policy(
-        flip_p=0.5, alternating_flips=True, affine_p=1.0, shift=0.0625, whole_pixels=True, antialias=False
-    ),
+    "alternating": Policy(flip_p=0.5, alternating_flips=True, affine_p=1.0, shift=0.0625, whole_pixels=True),
     "none": Policy(),
 }  # fmt: skip
 

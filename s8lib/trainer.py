@@ -282,7 +282,7 @@ def loss_function(network: nn.Module, train_set: Split, device: torch.device, pr
         """Mean loss (0-d, nats) and count of hits, both weighted by MixUp's lambda."""
         labels = train_set.labels[batch.order]
         images = augment.apply(train_set.images[batch.order], batch.draws, batch.policy)
-        images = augment.normalize(augment.resize(images, batch.image_size, batch.policy.antialias))
+        images = augment.normalize(augment.resize(images, batch.image_size))
         if batch.lam is not None:
             images = augment.mixup(images, batch.lam)
         images, labels, partners = images[batch.before :], labels[batch.before :], labels.roll(1)[batch.before :]

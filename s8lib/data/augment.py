@@ -149,11 +149,11 @@ def cutout(images: Tensor, hole: Tensor, size: int) -> Tensor:
     return images.masked_fill(inside[:, :1, :, None] & inside[:, 1:, None, :], 0)
 
 
-def resize(images: Tensor, side: int, antialias: bool = True) -> Tensor:
-    """[B, 3, 32, 32] -> [B, 3, side, side], bilinear; `antialias` averages what falls together."""
+def resize(images: Tensor, side: int) -> Tensor:
+    """[B, 3, 32, 32] -> [B, 3, side, side], averaging what falls together (antialiased bilinear)."""
     if side == SIDE:
         return images
-    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=antialias)
+    return F.interpolate(images, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from s8lib.data import augment
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.pictures import prepare
 from s8lib.inference import predict
-from s8lib.recipe import POLICIES, Knobs, Recipe
+from s8lib.recipe import Knobs, Recipe
 from s8lib.report.figures import BLUE, FAINT, Figure, in_words, light, thumbnail
 
 WRAP = 12  # characters that fit under a sample
@@ -74,7 +74,7 @@ def _rows(split: Split, classes: tuple[str, ...], recipe: Recipe, seed: int) -> 
 
 def _augmented(images: Tensor, knobs: Knobs, seed: int) -> Tensor:
     changed = augment.augment(images, knobs.augmentation, torch.Generator().manual_seed(seed))
-    return augment.resize(changed, knobs.image_size, POLICIES[knobs.augmentation].antialias).clamp(0, 1)
+    return augment.resize(changed, knobs.image_size).clamp(0, 1)
 
 
 @light
