@@ -189,7 +189,7 @@ def test_at_4_megabits_a_second_finish_waits_while_bytes_move_and_tells_how_many
     wait = max(12.0, 4 * (time.monotonic() - started))  # four questions to the Hub, and less than all of it takes
     machine.run.copies[0].wait = wait
     machine.model = torch.nn.Linear(1, 750_000)  # checkpoint and best weights of 6 MB each, which move at once
-    hub.rate = 6_000_000 / (0.7 * wait)
+    hub.rate = 6_000_000 / (0.7 * wait)  # what lies in the sockets' buffers has moved, and is to be taken in time
     machine.until(1).run.sync()
     assert machine.lines[-1].startswith("epoch 1 is on the Hub"), machine.lines
     told = r"epoch 1 to tester/net on the Hub: [\d.]+ of 12\.\d MB, [\d.]+ MB/s"
