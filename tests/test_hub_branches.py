@@ -225,6 +225,7 @@ def test_over_xet_bytes_are_seen_to_move_and_both_branches_name_what_was_uploade
     hub.endpoints.xet.mkdir()
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
     machine = publishing(tmp_path / "run")
+    machine.model = torch.nn.Linear(1, 1_500_000)
     machine.until(3).run.sync()
     assert machine.lines[-1].startswith("epoch 3 is on the Hub"), machine.lines
     assert "lfs_put" not in hub.requests

@@ -90,10 +90,12 @@ def test_every_axis_says_what_it_shows_and_in_which_unit() -> None:
 
 def test_every_panel_of_the_curves_has_a_legend_and_no_line_strikes_the_best_epochs_label_out() -> None:
     figure = report.curves(made_up_log(s8.SEED_100, best=51), s8.SEED_100)
-    for ax in figure.axes:
+    *panels, rate = figure.axes
+    for ax in panels:
         legend = ax.get_legend()
         assert legend is not None
         assert len(legend.get_texts()) == 2
+    assert rate.get_legend() is None, "the plan is over"
     (label,) = (text for text in figure.axes[0].texts if "best" in text.get_text())
     paper = label.get_bbox_patch()
     assert paper is not None
@@ -259,7 +261,7 @@ def test_a_run_is_not_measured_on_data_it_was_not_trained_on(
     with pytest.raises(s8.RunError, match="was trained on other data than synthetic, seed 1"):
         report.write(run, other)
     assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
-    monkeypatch.setattr(s8, "load_cifar100", lambda download: other)
+    monkeypatch.setattr("s8lib.report.subject.choose_data", lambda where, **_: other)
     assert cli.main(["report", "--run", str(run.path), "--no-video", "--device", "cpu"]) == 0
     assert "trained on other data than synthetic, seed 1" in capsys.readouterr().out
 
@@ -267,7 +269,7 @@ def test_a_run_is_not_measured_on_data_it_was_not_trained_on(
 def test_without_being_told_the_command_takes_the_runs_own_data_where_it_is_at_hand(
     run: s8.RunFolder, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s8, "load_cifar100", lambda download: tiny)
+    monkeypatch.setattr("s8lib.report.subject.choose_data", lambda where, **_: tiny)
     (run.path / "report.json").unlink(missing_ok=True)
     assert cli.main(["report", "--run", str(run.path), "--no-video", "--device", "cpu"]) == 0
     assert json.loads((run.path / "report.json").read_text())["best_measured_again"]["n"] == len(tiny.test)
