@@ -10,7 +10,7 @@ run: .venv/installed
 	$(BIN)/python tools/notebooks.py run session_8.ipynb
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
 	$(MAKE) nbval
 
 check: .venv/installed

@@ -99,16 +99,23 @@ def tables(page: Path) -> str:
                 f"`{kind.name}`, final epoch: mean {statistics.mean(finals):.2f}%, standard deviation "
                 f"{statistics.stdev(finals):.2f} (n = {len(finals)}).",
             ]
-    return "\n".join([*lines, *(speed_tables() if page == RESULTS else ())])
+    return "\n".join([*lines, *speed_tables(page)])
 
 
-def speed_tables() -> list[str]:
-    """What `benchmarks.speed --json` left in results/speed/, and its plots."""
+def speed_tables(page: Path) -> list[str]:
+    """What `benchmarks.speed --json` left in results/speed/, with its plots; in README.md the ratios alone."""
     lines = []
     for path in sorted((ROOT / "results" / "speed").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
-        plot = f"![times the best loop of others](speed/{path.stem}.png)"
-        lines += ["", f"## Speed: {path.stem}", "", speed.table(report), "", plot]
+        if page == README:
+            ratios = {row: speed.ratios(samples).get("s8lib") for row, samples in report["rows"].items()}
+            cells = [(row, speed.number(statistics.median(found))) for row, found in ratios.items() if found]
+            machine, precision = report["environment"], report["matrix_precision"]
+            lines += ["", f"{machine['device_name']}, {machine['cpu_threads']} threads, {precision}:"]
+            lines += ["", "| s8lib beside a plain loop | times the loop |", "|---|---|", *map(_line, cells)]
+        else:
+            plot = f"![times the best loop of others](speed/{path.stem}.png)"
+            lines += ["", f"## Speed: {path.stem}", "", speed.table(report), "", plot]
     return lines
 
 

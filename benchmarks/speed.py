@@ -107,7 +107,7 @@ def table(report: Report) -> str:
         f"{machine['device_name']}, torch {machine['torch']}, {report['rounds']} rounds; 100% MFU is "
         f"{rate / 1e12:.2f} TFLOP/s, measured in {report['matrix_precision']} matrix products.",
         "",
-        "| row | variant | median (quartiles) | times the best peer (quartiles) | peak memory |",
+        "| row | variant | images/s, median (quartiles) | times the best peer (quartiles) | peak memory |",
         "|---|---|---|---|---|",
     ]
     for title, row in report["rows"].items():
@@ -150,24 +150,25 @@ def plot(report: Report, path: Path) -> None:
         for name, found in ratios(row).items()
         if not name.startswith(PEER)
     }
-    figure = Figure(figsize=(14, 1.5 + 0.5 * max(len(bars), 8)), layout="constrained")
+    rates = {name: sample["value"] for name, (_, sample) in report["scaling"].items() if "value" in sample}
+    figure = Figure(figsize=(14, 1.5 + 0.4 * max(len(bars), len(rates))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    for at, found in enumerate(bars.values()):
+    for at, (label, found) in enumerate(bars.items()):
         low, middle, high = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
-        left.barh(at, middle, xerr=[[middle - low], [high - middle]], color="tab:blue", capsize=3)
-        left.text(max(high, middle), at, f"  {middle:.2f}", va="center")
+        colour = "tab:orange" if "seconds" in label else "tab:blue"
+        left.barh(at, middle, xerr=[[middle - low], [high - middle]], color=colour, capsize=3)
+        left.text(high, at, f"  {middle:.2f}", va="center")
     left.set(
         yticks=range(len(bars)),
         yticklabels=list(bars),
-        xlabel="times the best loop of others (seconds: less is better)",
+        xlabel="times the best loop of others (blue: more is better; orange, seconds: less is better)",
     )
     left.axvline(1, color="black", linewidth=1)
-    left.invert_yaxis()
-    for kind, group in itertools.groupby(report["scaling"].items(), key=lambda item: item[0].partition(" ")[0]):
-        points = [(name.partition(" ")[2], sample["value"]) for name, (_, sample) in group if "value" in sample]
-        right.plot([f"{kind}\n{name}" for name, _ in points], [value for _, value in points], "o-", label=kind)
-    right.set(ylabel="images/s, trained", ylim=(0, None))
-    right.tick_params(axis="x", labelsize=6)
+    right.bar_label(right.barh(list(rates), list(rates.values())), fmt=" %.0f")
+    right.set_xlabel("images/s, trained")
+    for axes in (left, right):
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
     figure.savefig(path, dpi=110)
 
 
