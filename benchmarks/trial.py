@@ -249,7 +249,7 @@ def outcome(disk: Path) -> dict[str, Any]:
         "weights": {name: tensor.numpy().tobytes() for name, tensor in last.model.items()},
         "momentum": [entry["momentum_buffer"].numpy().tobytes() for entry in last.optimizer["state"].values()],
         "log": [replace(row, seconds=0.0, images_per_s=0.0) for row in last.log],
-        "epoch_log.csv": (disk / LOG).read_text() == last.epoch_log.to_csv(),
+        "epoch_log.csv": (disk / LOG).read_text() == last.log.to_csv(),
         "best": (manifest.best_epoch, manifest.best()),
         "identity": last.identity,
         "arithmetic": last.arithmetic,

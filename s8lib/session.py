@@ -86,7 +86,7 @@ def restore(
         ) from error
     for group in optimizer.param_groups:
         group["fused"] = optimizer.defaults["fused"]  # the saving device's may not be this one's
-    log = saved.epoch_log
+    log = saved.log
     if run:
         _heal(run, model, saved, log)
     return log

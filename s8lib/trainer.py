@@ -216,7 +216,7 @@ def train(
                 states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 states = snapshot(states | {"scaler": scaler.state_dict()})
                 save_best = partial(save_model, model, weights=states["model"]) if log.best is log[-1] else None
-                writer.begin(Checkpoint(identity, **states, log=[*log.rows], arithmetic=used), save_best)
+                writer.begin(Checkpoint(identity, **states, log=log, arithmetic=used), save_best)
             left = seconds_left(recipe, epoch + 1, epoch, log[-1].seconds)
             say(log.line(recipe.epochs) + (f"  {in_words(left)} left, {until(left)}" if left else ""))
             if not run:

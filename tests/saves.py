@@ -80,7 +80,7 @@ class Machine:
         found = self.run.resume(self.identity)
         if found is None:
             return None
-        self.log = found.epoch_log
+        self.log = found.log
         assert all((tensor == found.epoch).all() for tensor in found.model.values())
         return found.epoch
 

@@ -72,8 +72,8 @@ def test_a_checkpoint_holds_the_log_to_the_last_bit(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     log: s8.EpochLog = request.getfixturevalue(name)
-    Checkpoint({}, {}, {}, {}, log.rows).save(tmp_path / "epoch.pt")
-    assert Checkpoint.load(tmp_path / "epoch.pt").epoch_log.rows == log.rows
+    Checkpoint({}, {}, {}, {}, log).save(tmp_path / "epoch.pt")
+    assert Checkpoint.load(tmp_path / "epoch.pt").log == log
 
 
 @pytest.mark.parametrize("name", ["log", "held_out"])
@@ -101,7 +101,7 @@ def test_the_smallest_rate_of_a_recipe_survives_the_file(tmp_path: Path) -> None
 
 def test_the_file_of_a_run_without_an_epoch_yet_is_an_empty_log(tmp_path: Path) -> None:
     (tmp_path / "epoch_log.csv").write_text(s8.EpochLog().to_csv())
-    assert s8.EpochLog.read(tmp_path / "epoch_log.csv").rows == []
+    assert s8.EpochLog.read(tmp_path / "epoch_log.csv") == []
 
 
 def test_best_is_the_first_of_the_highest(log: s8.EpochLog) -> None:

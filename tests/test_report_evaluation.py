@@ -213,7 +213,7 @@ def test_live_curves_renew_one_picture_and_always_show_the_last_epoch(monkeypatc
     assert not shown, "this is no notebook"
     monkeypatch.setattr("s8lib.report.training_curves.in_notebook", lambda: True)
     for epoch in range(1, RECIPE.epochs + 1):
-        watch(s8.EpochLog(log.rows[:epoch]))
+        watch(s8.EpochLog(log[:epoch]))
     assert shown[-1] == ("renewed", RECIPE.epochs)
     assert len(shown) == 2, "these epochs are far shorter than a picture, so those between are passed over"
 

@@ -100,7 +100,7 @@ def test_best_weights_of_a_lost_epoch_give_way_to_the_best_that_the_log_holds(
         train(tmp_path, tiny, cut_after=3)
     run = s8.RunFolder(tmp_path)
     third = run.resume()
-    log, row = third.epoch_log, dataclasses.replace(third.log[-1], epoch=4, test_acc=99.0)
+    log, row = third.log, dataclasses.replace(third.log[-1], epoch=4, test_acc=99.0)
     run.claim()
     run.save(dataclasses.replace(third, log=[*third.log, row]), lambda folder: save_model(small_model(77), folder))
     os.truncate(tmp_path / "checkpoints" / "epoch_004.pt", 10)
@@ -170,17 +170,17 @@ def test_the_run_folder_holds_what_the_readme_promises(uninterrupted: dict[str, 
 def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
     uninterrupted: dict[str, Path],
 ) -> None:
-    log = s8.RunFolder(uninterrupted["fp32"]).resume().epoch_log
+    log = s8.RunFolder(uninterrupted["fp32"]).resume().log
     for row in log:
         knobs = RECIPE.at(row.epoch - 1)
         assert (row.dropout, row.mixup_alpha) == (knobs.dropout, knobs.mixup_alpha)
         assert row.lr == RECIPE.at(row.epoch - 1 + 3 / 4).lr  # 4 steps an epoch: the last begins at 3/4
-        assert row.best_acc == max(earlier.test_acc for earlier in log.rows[: row.epoch])
+        assert row.best_acc == max(earlier.test_acc for earlier in log[: row.epoch])
 
 
 def test_best_weights_are_those_of_the_best_epoch(uninterrupted: dict[str, Path], tiny: s8.Cifar100) -> None:
     run = s8.RunFolder(uninterrupted["fp32"])
-    log = run.resume().epoch_log
+    log = run.resume().log
     assert run.best_weights() == (log.best.epoch, run.best)
     metrics = s8.evaluate(s8.load_model(run.best), tiny.test, precision="fp32")
     assert metrics.top1 == log.best.test_acc

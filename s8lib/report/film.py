@@ -75,7 +75,7 @@ def _pages(figure: Figure, log: EpochLog, recipe: Recipe) -> Iterator[None]:
     caveat = "train: on augmented batches while the network changes;\nnot comparable with test"
     figure.text(0.635, 0.055, caveat, color=FAINT)
     for last in progress_bar(range(1, len(log) + 1), "epoch_log.mov"):
-        shown = EpochLog(log.rows[:last])
+        shown = EpochLog(log[:last])
         plot.show(shown)
         row = shown[-1]
         where.set_text(f"epoch {row.epoch} of {recipe.epochs}, phase {row.phase}")
@@ -88,7 +88,7 @@ def _pages(figure: Figure, log: EpochLog, recipe: Recipe) -> Iterator[None]:
         lines = [
             f"{row.epoch:5d}{'*' if row is shown.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.2f}"
             f"{row.test_loss:12.3f}  {row.test_acc:5.2f}"
-            for row in shown.rows[-ROWS:]
+            for row in shown[-ROWS:]
         ]
         table.set_text("\n".join(["epoch  train loss  acc %   test loss  acc %", *lines]))
         yield

@@ -34,7 +34,7 @@ def epoch_table(log: EpochLog, last: int | None = None) -> Table:
         f"{row.mixup_alpha:5.4g}  {row.augmentation:<12}  {row.train_loss:10.4f}  {row.train_acc:5.2f}  "
         f"{row.test_loss:9.4f}  {row.test_acc:5.2f}  {row.test_top5:7.2f}  {row.images_per_s:8,.0f}  "
         f"{row.seconds:5.1f}"
-        for row in log.rows[-last if last else None :]
+        for row in log[-last if last else None :]
     ]
     return Table("\n".join([head, *rows]), head=True)
 

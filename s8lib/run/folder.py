@@ -171,7 +171,7 @@ class RunFolder(RunReader):
         kept = {name: manifest.files[name] for name in [*older, *manifest.best()]}
         with self._staging(f"epoch {epoch}", checkpoint.size() * 3 // 2) as new:
             checkpoint.save(new / f"checkpoints/epoch_{epoch:03d}.pt")
-            (new / LOG).write_text(checkpoint.epoch_log.to_csv(), encoding="utf-8")
+            (new / LOG).write_text(checkpoint.log.to_csv(), encoding="utf-8")
             if save_best:
                 save_best(new / "best")
             best_epoch = epoch if save_best else manifest.best_epoch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -49,23 +48,8 @@ class Epoch:
 COLUMNS = tuple(field.name for field in dataclasses.fields(Epoch) if field.name != "holdout_acc")
 
 
-class EpochLog:
+class EpochLog(list[Epoch]):
     """The rows of a run, in order: `log[-1]` is the final epoch, `log.best` the selected one."""
-
-    def __init__(self, rows: Iterable[Epoch] = ()) -> None:
-        self.rows = list(rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Epoch]:
-        return iter(self.rows)
-
-    def __getitem__(self, index: int) -> Epoch:
-        return self.rows[index]
-
-    def append(self, row: Epoch) -> None:
-        self.rows.append(row)
 
     @property
     def best(self) -> Epoch:
@@ -74,21 +58,21 @@ class EpochLog:
         Raises:
             ValueError: if there is no epoch yet.
         """
-        return max(self.rows, key=lambda row: row.selection_acc)
+        return max(self, key=lambda row: row.selection_acc)
 
     @property
     def chosen_on(self) -> str:
         """What chooses the best epoch, in words for people."""
-        return selector(self.rows[0].holdout_acc is not None)
+        return selector(self[0].holdout_acc is not None)
 
     @property
     def minutes(self) -> float:
         """What all epochs took together, evaluation included."""
-        return sum(row.seconds for row in self.rows) / 60
+        return sum(row.seconds for row in self) / 60
 
     def line(self, epochs: int) -> str:
         """The last epoch, of a run of `epochs`, in one line."""
-        row = self.rows[-1]
+        row = self[-1]
         return (
             f"epoch {row.epoch:3d}/{epochs}  phase {row.phase}  lr {row.lr:.4f}  "
             f"train {row.train_loss:.3f} {row.train_acc:5.2f}%  test {row.test_loss:.3f} {row.test_acc:5.2f}% "
@@ -98,7 +82,7 @@ class EpochLog:
 
     def summary(self) -> str:
         """Final and best epoch in one line that says what best was chosen on."""
-        final, best = self.rows[-1], self.best
+        final, best = self[-1], self.best
         return (
             f"final epoch {final.epoch}: {final.test_acc:.2f}% top-1 on the test set; "
             f"best epoch {best.epoch}: {best.test_acc:.2f}%, chosen on {self.chosen_on}; "
@@ -110,11 +94,11 @@ class EpochLog:
 
         `holdout_acc` is the last column where images are held out.
         """
-        columns = COLUMNS + (("holdout_acc",) if self.rows and self.rows[0].holdout_acc is not None else ())
+        columns = COLUMNS + (("holdout_acc",) if self and self[0].holdout_acc is not None else ())
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(columns)
-        for row in self.rows:
+        for row in self:
             values = (getattr(row, name) for name in columns)
             writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in values])
         return out.getvalue()

@@ -109,7 +109,7 @@ def bring(place: Place, run: RunFolder, newest: int, identity: Mapping[str, Any]
         if _bring(place, run, name, there.files[name]):
             taken = best_of_log = epoch
             with contextlib.suppress(RunError):  # a stranger's checkpoint: `resume` says so
-                best_of_log = Checkpoint.load(run.path / NEW / name).epoch_log.best.epoch
+                best_of_log = Checkpoint.load(run.path / NEW / name).log.best.epoch
             break
         run.say(f"{title}: {name} is damaged there: passed over")
     if not taken:

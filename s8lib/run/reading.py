@@ -75,11 +75,11 @@ class RunReader:
         manifest, rows = self._finished(), EpochLog()
         content, path = manifest.files.get(LOG), self.find(LOG)
         with contextlib.suppress(OSError, ValueError):
-            rows = EpochLog(EpochLog.read(path).rows[: manifest.epoch])  # format 1: a kill may leave one row more
+            rows = EpochLog(EpochLog.read(path)[: manifest.epoch])  # format 1: a kill may leave one row more
         if len(rows) == manifest.epoch and (content is None or holds(path, content)):
             return rows
         if newest := self._newest_intact(manifest):
-            return EpochLog(Checkpoint.load(self.path / manifest.checkpoints[newest]).log)
+            return Checkpoint.load(self.path / manifest.checkpoints[newest]).log
         if len(rows) == manifest.epoch:
             return rows
         raise RunError(f"{path} is damaged, and no checkpoint is left to restore it from: bring it back")
