@@ -2,16 +2,16 @@
 
 A process, because the client sets no time limits on uploads and a thread that hangs cannot be ended; because its
 thread pools would hold up the exit of a training that was stopped; and because what it prints must not reach a
-notebook's cell. A line of JSON on stdin says what to do, the last line of its output what came of it; when stdin
-closes, whoever asked is gone and it ends too. The token comes by stdin alone, as arguments can be read by everyone
-on the machine.
+notebook's cell. It reads from stdin what to do, and leaves what came of it in a temporary folder; when stdin closes,
+whoever asked is gone and it ends too. The token comes by stdin alone, as arguments can be read by everyone on the
+machine.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_session, get_token
 from huggingface_hub.utils import parse_ratelimit_headers, tqdm, validate_repo_id
@@ -30,6 +30,7 @@ from s8lib.validation import BadInput
 SILENT_FOR = 120.0  # seconds without a byte, after which an upload gives up
 BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "TQDM_DISABLE": ""}  # on: `_tell_what_moves` reads them
 TICK = 0.1  # seconds between two looks at a process that is waited for
+MOVED, ANSWER = "moved", "answer"  # files by which a process tells what has gone out, and what came of it
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 TRY_AGAIN = (408, 409, 412, 425, 429)  # of the 4xx: those that may pass
 ADVICE = {
@@ -73,7 +74,7 @@ def usable_token(token: str | None = None) -> str:
 def owner_of(token: str) -> str:
     """Whose token it is and whether it may write, in a line; or why the Hub does not say."""
     try:
-        answer = ask("whoami", 20.0, token=usable_token(token))
+        answer = ask(HfApi.whoami, 20.0, token=usable_token(token))
     except (HubError, OutOfReach) as error:
         return f"whose it is was not to be learned: {error}"
     role = answer.get("auth", {}).get("accessToken", {}).get("role", "")
@@ -128,13 +129,15 @@ def one_line(error: BaseException) -> str:
 
 
 def ask(
-    task: str,
+    task: Callable[..., Any],
     limit: float,
     stop: threading.Event | None = None,
     hear: Callable[[int], None] = lambda moved: None,
+    *,
+    token: str | None,
     **job: Any,
-) -> dict[str, Any]:
-    """What `check`, `read` or `send` below answers in a process of its own, to `job` and its `token`.
+) -> Any:
+    """What `task`, such as `read` or `send` below, returns in a process of its own, given HfApi and `job`.
 
     The process ends `limit` seconds after its start or the last byte it sent, with `stop`, or with this one.
 
@@ -149,7 +152,7 @@ def ask(
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         open(Path(folder, "output"), "wb") as output,  # a pipe could fill up and block
         subprocess.Popen(
-            [sys.executable, "-m", "s8lib.hub_client"],
+            [sys.executable, "-c", "from s8lib.hub_client import main; main()", folder],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=output,
@@ -160,50 +163,41 @@ def ask(
     ):
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):  # it could not start: its output says why
-            process.stdin.write(json.dumps({"task": task, **job}).encode() + b"\n")
-        deadline, moved = time.monotonic() + limit, 0
+            process.stdin.write(pickle.dumps((task, token, job)))
+        deadline, moved, told = time.monotonic() + limit, 0, Path(folder, MOVED)
         while process.poll() is None:
             if time.monotonic() > deadline or (stop and stop.is_set()):
                 process.kill()
                 raise OutOfReach(f"no answer from the Hub in {limit:.0f} s")
-            if (now := _moved(Path(output.name))) > moved:
+            if told.exists() and (now := int(told.read_text() or 0)) > moved:
                 deadline, moved = time.monotonic() + limit, now
                 hear(moved)
             time.sleep(TICK)
-        text = Path(output.name).read_text(errors="replace")
-    last_line = text.strip().rpartition("\n")[2].replace(job["token"] or "\n", "<token>")
-    try:
-        answer = dict(json.loads(last_line))
-    except (ValueError, TypeError):  # it was killed, or failed in a way that it does not know
-        raise OutOfReach(f"its process ended with {process.returncode}: {last_line[:200]}") from None
-    if "error" in answer:
-        raise HubError(answer["error"]) if answer["wait"] is None else OutOfReach(**answer)
+        try:
+            answer = pickle.loads(Path(folder, ANSWER).read_bytes())
+        except (OSError, EOFError, pickle.UnpicklingError):  # killed, or failed in a way that it does not know
+            said = Path(output.name).read_text(errors="replace").strip().rpartition("\n")[2]
+            said = said.replace(token or "\n", "<token>")[:200]
+            raise OutOfReach(f"its process ended with {process.returncode}: {said}") from None
+    if isinstance(answer, Exception):
+        raise answer
     return answer
-
-
-def _moved(output: Path) -> int:
-    """How many bytes a process has sent, by its last word of that."""
-    with open(output, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1000))
-        return int((re.findall(rb"\nmoved (\d+)\n", file.read()) or [0])[-1])
 
 
 def main() -> None:
     """The process that `ask` starts."""
-    job = json.loads(sys.stdin.buffer.readline())
+    task, token, job = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     get_session().timeout = SILENT_FOR
-    tasks: dict[str, Callable[..., Any]] = {"check": check, "read": read, "send": send, "whoami": HfApi.whoami}
     try:
         with open(os.devnull, "w") as nobody, contextlib.redirect_stderr(nobody):  # the client's bars and warnings
-            answer = tasks[job.pop("task")](HfApi(token=job.pop("token")), **job) or {}
+            answer = task(HfApi(token=token), **job)
     # OSError: a staged file, offline mode. RuntimeError: what the client makes of any failure in mid-file.
     # ValueError: HubError, or an answer that the client does not understand.
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
-        problem = error if isinstance(error, HubError) else explained(error)
-        answer = {"error": str(problem), "wait": getattr(problem, "wait", None)}
-    print("\n" + json.dumps(answer), flush=True)
-    os._exit(0)  # no word of the client may follow, and none of its threads is waited for
+        answer = error if isinstance(error, HubError) else explained(error)
+    Path(sys.argv[1], ANSWER).write_bytes(pickle.dumps(answer))
+    os._exit(0)  # none of the client's threads is waited for
 
 
 def check(api: HfApi, repo_id: str, private: bool) -> None:
@@ -218,11 +212,16 @@ def check(api: HfApi, repo_id: str, private: bool) -> None:
     api.auth_check(repo_id, write=True)  # `create_repo` succeeds with any token where the repository exists
 
 
-def read(api: HfApi, repo_id: str, revisions: list[str], names: list[str]) -> dict[str, Any]:
-    """Of each revision its commit, the names of its files, and of those in `names` what is there, byte by byte.
+class Head(NamedTuple):
+    """A revision of a repository: its commit, the names of its files, and what is in those that were asked for."""
 
-    All but the last of `revisions` may be missing.
-    """
+    commit: str
+    held: set[str]
+    contents: dict[str, bytes]
+
+
+def read(api: HfApi, repo_id: str, revisions: list[str], names: tuple[str, ...]) -> dict[str, Head]:
+    """What is there in each revision; all but the last of them may be missing."""
     there = {}
     for revision in revisions:
         try:
@@ -231,27 +230,27 @@ def read(api: HfApi, repo_id: str, revisions: list[str], names: list[str]) -> di
             if revision == revisions[-1]:
                 raise
             continue
-        held, texts = [sibling.rfilename for sibling in info.siblings or ()], {}
+        held, contents = {sibling.rfilename for sibling in info.siblings or ()}, {}
         with tempfile.TemporaryDirectory() as folder:
-            for name in set(names) & set(held):
-                path = Path(api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=folder))
-                texts[name] = path.read_bytes().decode("latin-1")
-        there[revision] = {"commit": info.sha, "held": held, "texts": texts}
+            for name in held.intersection(names):
+                path = api.hf_hub_download(repo_id, name, revision=info.sha, local_dir=folder)
+                contents[name] = Path(path).read_bytes()
+        there[revision] = Head(str(info.sha), held, contents)
     return there
 
 
 def send(
     api: HfApi,
     repo_id: str,
-    files: dict[str, list[str]],
+    files: dict[str, tuple[str, str]],
     outdated: list[str],
     new: bool,
     squash: bool,
     **commit: Any,
-) -> dict[str, str]:
+) -> tuple[str, str]:
     """One commit of `files`, each a path and a sha256 or "", on top of the head it was made for, or none.
 
-    Its branch is made if it is `new`. With `squash` only this commit is kept of its history; `kept` is why not.
+    Its branch is made if it is `new`. Returns its address and, if with `squash` its branch keeps more than it, why.
     """
     _tell_what_moves()
     additions = [CommitOperationAdd(name, path) for name, (path, _) in files.items()]
@@ -265,12 +264,12 @@ def send(
         if squash:
             api.super_squash_history(repo_id, branch=commit["revision"], commit_message=commit["commit_message"])
     except errors.HTTPError as error:  # the save is there; the next one tries again
-        return {"url": url, "kept": str(explained(error))}
-    return {"url": url, "kept": ""}
+        return url, str(explained(error))
+    return url, ""
 
 
 def _tell_what_moves() -> None:
-    """Print how many bytes have gone out. The client updates its bars for nobody; of Xet nothing else tells."""
+    """Write down how many bytes have gone out. The client updates its bars for nobody; of Xet nothing else tells."""
     lock, moved, told, plain = threading.Lock(), 0, 0.0, tqdm.update
 
     def update(bar: Any, n: float | None = 1) -> bool | None:
@@ -281,7 +280,7 @@ def _tell_what_moves() -> None:
                 moved += int(n or 0)
                 if time.monotonic() > told + TICK:
                     told = time.monotonic()
-                    print(f"\nmoved {moved}", flush=True)
+                    Path(sys.argv[1], MOVED).write_text(str(moved))
         return plain(bar, n)
 
     tqdm.update = update
@@ -290,7 +289,3 @@ def _tell_what_moves() -> None:
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     os._exit(1)
-
-
-if __name__ == "__main__":
-    main()

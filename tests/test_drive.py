@@ -495,7 +495,7 @@ def test_two_different_runs_are_refused_and_stay_as_they_are(machine: Callable[.
         here.save(1, 2, 3)
         arrived(here)
     before = contents(kept), contents(here.path)
-    with pytest.raises(RunError, match=r"different runs \(recipe lr_peak is 0.1 there and 0.2 here\)"):
+    with pytest.raises(RunError, match="holds another run: recipe lr_peak is 0.1 there and 0.2 here"):
         here.resumed()
     assert not here.run.sync(), "nor is the Drive's overwritten where a resume could not read it"
     assert (contents(kept), contents(here.path)) == before

@@ -363,7 +363,7 @@ def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_
     assert "epoch   1/2" not in output
     assert output.splitlines()[-1] == f"epoch 2 is on the Hub: {hub.url}/{NAME}/commit/{second.oid}"
     assert_same_bits(outcome(new), outcome(tmp_path / "whole"))
-    with pytest.raises(s8.RunError, match="this run folder holds another run: recipe seed is 0 there and 4 here"):
+    with pytest.raises(s8.RunError, match="holds another run: recipe seed is 0 there and 4 here"):
         train(new, data, recipe=dataclasses.replace(recipe, seed=4))
 
 
@@ -387,7 +387,7 @@ def test_another_run_in_the_repository_is_left_there_and_replaced_only_if_asked_
 ) -> None:
     said = in_process(hub, tmp_path / "home", ANOTHER, folder=tmp_path)
     (refusal,) = (line for line in said if line.startswith("refused: "))
-    assert "hold different runs (recipe seed is 0 there and 4 here)" in refusal
+    assert "holds another run: recipe seed is 0 there and 4 here" in refusal
     assert (
         f"{NAME} on the Hub: another run is there (recipe seed is 0 there and 4 here): this one starts without"
         in said
@@ -430,7 +430,7 @@ def test_weights_that_are_damaged_in_the_repository_are_left_there_and_named(
     hub.endpoints.repos[NAME].branches["resume"].append(Commit("damaged", files, ""))
     new = s8.RunFolder(tmp_path / "new", lines.append)
     assert fetch_run(NAME, new)
-    assert f"{NAME} on the Hub: not as they were saved there, so left there: best/model.safetensors" in lines
+    assert f"{NAME} on the Hub: best/model.safetensors is damaged there: passed over" in lines
     with pytest.raises(s8.RunError, match="damaged or incomplete"):
         new.best_weights()
     assert fetch_run(NAME, s8.RunFolder(tmp_path / "whole"), revision=whole.oid)

@@ -123,7 +123,7 @@ class HubPublisher(Copies):
         self._exports = ()
         if not done:
             what = f"epoch {epoch} is not on the Hub: {self.problem or f'nothing moved for {self.wait:.0f} s'}"
-            raise HubError(what) if self.problem and self.problem.permanent else OutOfReach(what)
+            raise OutOfReach(what) if isinstance(self.problem, OSError | None) else HubError(what)
         return self.repo.url
 
 

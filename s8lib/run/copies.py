@@ -17,18 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from s8lib.machine.progress import byte_bar
-from s8lib.run.folder import OUTGOING, RunFolder
-from s8lib.run.place import NotSent, Place, Staged, bring
-from s8lib.run.save import (
-    CONFIG,
-    LOG,
-    NEW,
-    WEIGHTS,
-    RunError,
-    RunFault,
-    content_of,
-    holds,
-)
+from s8lib.run.folder import RunFolder
+from s8lib.run.place import Place, Staged, bring
+from s8lib.run.save import CARD, CONFIG, LOG, NEW, OUTGOING, WEIGHTS, RunError, RunFault, content_of, holds
 
 TICK = 0.1  # seconds between two looks at a copy that is waited for
 TOLD_EVERY = 30.0  # seconds, where no bar is seen
@@ -49,7 +40,7 @@ class Copies:
         self.place, self.every, self.wait, self.pause = place, every, wait, pause
         self._sent: tuple[Path, int] | None = None
         self._due, self._failures, self._not_before = False, 0, 0.0
-        self.problem: NotSent | None = None
+        self.problem: Exception | None = None
 
     def extras(self, run: RunFolder) -> tuple[Mapping[str, Path | str | bytes], str]:
         """What is sent beside the save, files or texts by their names, and what the copy is called."""
@@ -57,8 +48,9 @@ class Copies:
 
     def fetch(self, run: RunFolder, newest: int, identity: Mapping[str, Any] | None) -> int:
         """`place.bring`; a place that cannot be read is said, unless a run would start over because of that."""
-        self._wait_for_thread(self.wait)
         place = self.place
+        if sending := self._under_way:
+            sending.join(self.wait)
         try:
             return bring(place, run, newest, identity)
         except OSError as error:
@@ -93,7 +85,8 @@ class Copies:
         """
         self._collect(run)
         self._due = self._due or run.manifest().epoch % self.every == 0
-        if (sending := self._start(run)) and sending.looked.wait(LOOK) and isinstance(sending.problem, RunFault):
+        sending = self._start(run)
+        if sending and sending.save.looked.wait(LOOK) and isinstance(sending.problem, RunFault):
             sending.join()
             self._collect(run)
 
@@ -115,7 +108,7 @@ class Copies:
             done = self._sent == (run.path, epoch)
         finally:  # also after Ctrl-C, which ends the waiting
             if sending := self._under_way:
-                sending.stop.set()
+                sending.save.stop.set()
                 sending.join(LOOK)
                 if not sending.is_alive():
                     self._forget(sending)
@@ -129,13 +122,13 @@ class Copies:
         with byte_bar(what) as bar:
             while True:
                 self._start(run)
-                now, before, moved = time.monotonic(), moved, self.place.moved
-                moved_at = now if moved > before else moved_at
+                now, sending = time.monotonic(), self._under_way
+                if sending and sending.save.moved != moved:
+                    moved, moved_at = sending.save.moved, now
                 end = moved_at + self.wait
-                if now > end or (not self._under_way and (not self._due or self._not_before > end)):
+                if now > end or (not sending and (not self._due or self._not_before > end)):
                     return
-                if sending := self._under_way:
-                    bar.total = sending.save.bytes
+                bar.total = sending.save.bytes if sending else bar.total
                 bar.update(moved - bar.n)
                 if bar.disable and now > told + TOLD_EVERY:
                     rate = f"{max(moved - told_of, 0) / 1e6 / (now - told):.2g} MB/s"
@@ -143,7 +136,7 @@ class Copies:
                     of = f"{moved / 1e6:.1f} of {(bar.total or 0) / 1e6:.1f} MB"
                     run.say(f"{what}: {of}, {rate if moved > told_of else still}")
                     told, told_of = now, moved
-                self._wait_for_thread(TICK) if self._under_way else time.sleep(TICK)
+                sending.join(TICK) if sending else time.sleep(TICK)
                 self._collect(run, last=True)
 
     @property
@@ -156,9 +149,9 @@ class Copies:
             return None
         self._due = False
         try:
-            sending = _Sending(self.place, run, stage(run, *self.extras(run)))
+            sending = _Sending(self.place, run.path, stage(run, *self.extras(run)))
         except (OSError, RunError, ValueError) as error:  # a full disk, a damaged file, a card that fails
-            self._failed(run, run.manifest().epoch, NotSent(str(error)), last=False)
+            self._failed(run, run.manifest().epoch, OSError(str(error)))
             return None
         _SENDING[self.place.address] = sending
         sending.start()
@@ -170,11 +163,11 @@ class Copies:
         if not sending or sending.is_alive():
             return
         self._forget(sending)
-        if isinstance(sending.problem, RunFault):
-            raise sending.problem
-        epoch = sending.save.manifest.epoch
-        if sending.problem is not None:
-            self._failed(run, epoch, sending.problem, last)
+        epoch, problem = sending.save.manifest.epoch, sending.problem
+        if isinstance(problem, RunFault):
+            raise problem
+        if problem:
+            self._failed(run, epoch, problem, last)
             return
         if said := sending.said or (f"{self.place.title}: works again" if self._failures else ""):
             run.say(said)
@@ -184,58 +177,52 @@ class Copies:
         del _SENDING[self.place.address]
         shutil.rmtree(sending.save.folder, ignore_errors=True)
 
-    def _failed(self, run: RunFolder, epoch: int, problem: NotSent, last: bool) -> None:
+    def _failed(self, run: RunFolder, epoch: int, problem: Exception, last: bool = False) -> None:
         self.problem = problem
         self._failures += 1
-        if problem.permanent or self.pause is None:
+        if self.pause is None or not isinstance(problem, OSError):  # somebody has to change something first
             newest = run.manifest().epoch
-            next_one = "the next save" if self.every == 1 else f"epoch {newest - newest % self.every + self.every}"
-            then = "" if last else f"; it is tried again with {next_one}"
+            then = "" if last else f"; it is tried again with epoch {newest - newest % self.every + self.every}"
         else:
             self._due = True
-            pause = max(problem.retry_after, min(self.pause * 2 ** (self._failures - 1), LONGEST_PAUSE))
+            pause = min(self.pause * 2 ** (self._failures - 1), LONGEST_PAUSE)
+            pause = max(pause, getattr(problem, "wait", 0.0))  # that the place wants
             self._not_before = time.monotonic() + pause
             then = f"; it is tried again in {pause:.0f} s or later"
         run.say(f"{self.place.title}: epoch {epoch} was not sent ({problem}){then}")
-
-    def _wait_for_thread(self, seconds: float) -> None:
-        if sending := self._under_way:
-            sending.join(seconds)
 
 
 def stage(run: RunFolder, extras: Mapping[str, Path | str | bytes], message: str) -> Staged:
     """Put the newest save of `run`, and `extras` beside or for its files, where training changes nothing."""
     manifest, folder = run.manifest(), run.path / OUTGOING / uuid.uuid4().hex
-    best = (
-        manifest.best() if all(holds(run.find(name), content) for name, content in manifest.best().items()) else {}
-    )
-    names = (manifest.checkpoints[manifest.epoch], *best)
-    files = {name: manifest.files[name] for name in names if name not in extras}
+    intact = all(holds(run.find(name), content) for name, content in manifest.best().items())
+    best = manifest.best() if intact else {}
+    saved = {manifest.checkpoints[manifest.epoch], *best} - extras.keys()
     # The rows that were saved, whatever has become of the file; and a config that format 1 did not name.
-    config = {CONFIG: run.find(WEIGHTS).with_name("config.json")} if best else {}
-    others: dict[str, Path | str | bytes] = {LOG: run.log().to_csv(), **config}
-    others = {name: source for name, source in {**others, **extras}.items() if name not in files}
+    sources: dict[str, Path | str | bytes] = {LOG: run.log().to_csv()}
+    if best:
+        sources[CONFIG] = run.find(WEIGHTS).with_name("config.json")
+    sources.update({name: run.find(name) for name in saved})
+    sources.update(extras)
     try:
-        for name in files:
-            _link(run.find(name), folder / name)
-        for name, source in others.items():
+        for name, source in sources.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(source, Path):
-                shutil.copyfile(source, target)
+                _link(source, target) if name in saved else shutil.copyfile(source, target)
             else:
                 target.write_bytes(source.encode() if isinstance(source, str) else source)
-        files |= {name: content_of(folder / name) for name in others if name != "README.md"}
+        files = {name: content_of(folder / name) for name in sources.keys() - saved - {CARD}}
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    whole = dataclasses.replace(manifest, files=files, best_epoch=manifest.best_epoch if best else None)
-    return Staged(folder, whole, tuple(others.keys() - files.keys()), message)
+    files |= {name: manifest.files[name] for name in saved}
+    best_epoch = manifest.best_epoch if best else None
+    return Staged(folder, dataclasses.replace(manifest, files=files, best_epoch=best_epoch), message)
 
 
 def _link(source: Path, target: Path) -> None:
     """Give `source`, which is replaced or removed but never written again, a second name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:  # not every file system has hard links
@@ -245,27 +232,19 @@ def _link(source: Path, target: Path) -> None:
 class _Sending(threading.Thread):
     """One copy on its way. A daemon: the process must end though a place hangs."""
 
-    def __init__(self, place: Place, run: RunFolder, save: Staged) -> None:
+    def __init__(self, place: Place, run_path: Path, save: Staged) -> None:
         super().__init__(name=f"copy to {place.title}", daemon=True)
-        self.place, self.run_path, self.save = place, run.path, save
-        self.looked, self.stop = threading.Event(), threading.Event()
-        self.said = ""
-        self.problem: NotSent | RunFault | None = NotSent("the copy broke off")
+        self.place, self.run_path, self.save, self.said = place, run_path, save, ""
+        self.problem: Exception | None = OSError("the copy broke off")
 
     def run(self) -> None:
         try:
-            self.place.look(self.save.manifest)
-            self.looked.set()
-            self.said = self.place.send(self.save, self.stop)
+            self.said = self.place.send(self.save)
             self.problem = None
-        except (NotSent, RunFault) as error:
+        except (OSError, RunFault, ValueError) as error:  # ValueError: what somebody has to change, RunError too
             self.problem = error
-        except OSError as error:
-            self.problem = NotSent(str(error), retry_after=getattr(error, "wait", 0.0))
-        except (RunError, ValueError) as error:  # what somebody has to change
-            self.problem = NotSent(str(error), permanent=True)
         finally:
-            self.looked.set()
+            self.save.looked.set()
 
 
 # By address: a copy outlives the notebook cell, and the Copies, that began it.

@@ -15,12 +15,13 @@ import hashlib
 import io
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from s8lib.run.place import Place, Staged
 from s8lib.run.save import (
     CHECKPOINT,
+    FULL,
     KEEP,
     MANIFEST,
     Content,
@@ -30,22 +31,20 @@ from s8lib.run.save import (
     differences,
     digest,
     places,
-    replacing,
+    refuse_another,
     unseal,
 )
 from s8lib.validation import user_path
 
 if TYPE_CHECKING:
     from s8lib.run.folder import RunFolder
-    from s8lib.run.place import Staged
 
 MANIFESTS = (MANIFEST, "manifest.copy.json")  # alike; the first is what a RunFolder reads
 BEST = ("best", "best.new")  # the second only while the first holds the weights that count
 CHUNK = 4 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class DriveFolder:
+class DriveFolder(Place):
     """The place for a run's saves on a mounted Drive; see `place.Place`.
 
     Args:
@@ -56,15 +55,12 @@ class DriveFolder:
 
     # What touches the Drive goes through `open` and `os` in this file: the tests put a misbehaving Drive there.
 
-    title, required, overwrite = "Google Drive", True, False
+    title, required = "Google Drive", True
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path).absolute()
         self.address = str(self.path)
-        self._manifest = Manifest()  # as last read or written
-        self._whole = ""  # the one of MANIFESTS that is known to hold it
-        self._alike = False  # whether both do
-        self.moved = 0  # bytes of a save, file by file
+        self._copies: dict[str, Manifest] = {}  # those of MANIFESTS that are whole, as last read or written
         self._seen: dict[str, Content] = {}  # of files as last read
         # Training processes that may have written the manifest: this one, and the one it took over from, whose
         # last write may come late. None before `claim`.
@@ -72,30 +68,23 @@ class DriveFolder:
         if not self.path.parent.is_dir():
             raise RunError(f"{self.path.parent} is not there: mount Google Drive before training")
 
+    @property
+    def _manifest(self) -> Manifest:
+        """The newest that is whole."""
+        return max(self._copies.values(), key=lambda manifest: manifest.sequence, default=Manifest())
+
     def manifest(self) -> Manifest:
-        """The newest manifest that is whole."""
-        before, self._manifest, self._whole = self._manifest, Manifest(), ""
+        """Read the newest manifest that is whole."""
+        before, self._copies = self._manifest, {}
         if self.path.name in os.listdir(self.path.parent):  # fails where the Drive is gone
             copies = {name: self._read_manifest(name) for name in MANIFESTS}
-            for name, found in copies.items():
-                if found and (not self._whole or found.sequence > self._manifest.sequence):
-                    self._manifest, self._whole = found, name
-            self._alike = all(found == self._manifest for found in copies.values())
-            there = self._names("checkpoints")
+            self._copies = {name: found for name, found in copies.items() if found}
             # A first copy that was cut off leaves one checkpoint that no manifest names.
-            if not self._manifest.checkpoints and len(there) > (1 if self._whole else 0):
+            if not self._manifest.checkpoints and len(self._names("checkpoints")) > (1 if self._copies else 0):
                 raise OSError(errno.EIO, "it holds checkpoints, but no manifest that names them")
         if self._manifest != before:
             self._seen.clear()  # what was written may have vanished, or someone else has written
         return self._manifest
-
-    def look(self, new: Manifest) -> None:
-        """See that a save may come here: the run there is this one, and nobody has taken it over since `claim`."""
-        there = self.manifest()
-        if differing := differences(there.identity, new.identity):
-            raise OSError(errno.EEXIST, f"{self.path} holds another run: {differing}")
-        if self._writers is not None and there.writer not in self._writers:
-            raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
 
     def claim(self, here: Manifest) -> None:
         """Name this training process in the manifest, if the save there is of its run: another one then stops."""
@@ -106,30 +95,36 @@ class DriveFolder:
             self._commit(writer=here.writer)
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
-        """Copy a file from the Drive to `target`, in one piece, if it is the one."""
+        """Copy a file from the Drive to `target`, if it is the one."""
         for place in places(name):
-            with contextlib.suppress(FileNotFoundError), open(self.path / place, "rb") as source:
-                if os.stat(self.path / place).st_size == content.bytes and digest(source) == content:
-                    source.seek(0)
-                    with replacing(target) as partial, partial.open("wb") as file:
-                        shutil.copyfileobj(source, file, CHUNK)
-                    self._seen[place] = content
-                    return True
+            if self._holds(place, content):
+                with open(self.path / place, "rb") as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file, CHUNK)
+                return True
         return False
 
-    def send(self, save: Staged, stop: threading.Event) -> str:
-        """Bring a save onto the Drive; it keeps the newest five."""
-        self.moved = 0
+    def send(self, save: Staged) -> str:
+        """Bring a save onto the Drive, if the run there is this one, and nobody has taken it over since `claim`.
+
+        It keeps the newest five. A resume has brought what is newer there, unless it could not read the Drive.
+        """
+        there = self.manifest()
+        refuse_another(there.identity, save.manifest.identity, self.path)
+        if self._writers is not None:
+            self._stop_unless(there.writer in self._writers)
+        save.looked.set()
         try:
             for folder in (self.path, self.path / "checkpoints"):  # not their parent, which a mount must bring
                 _make_folder(folder)
-            self._refuse_to_go_back(save.manifest)
+            for epoch, name in there.checkpoints.items():
+                if epoch > save.manifest.epoch and self._holds(name, there.files[name]):
+                    raise RunError(f"{self.path} holds {name}: start again to go on from it")
             self._commit()  # a first one at once, so that checkpoints without a manifest always mean damage
             if not self._manifest.checkpoints:
                 self._free_the_rest()  # of a first copy that was cut off, or each cut would leave one more
             while True:
                 try:
-                    self._send_save(save.folder, save.manifest)
+                    self._send_save(save)
                     break
                 except OSError as error:
                     if error.errno not in FULL or not self._make_room():
@@ -159,46 +154,44 @@ class DriveFolder:
             raise OSError(errno.EEXIST, "a run has trained in this very folder: go on with it there")
         return found
 
-    def _refuse_to_go_back(self, new: Manifest) -> None:
-        """A resume has brought what is newer there, unless it could not read the Drive."""
-        there = self.manifest()
-        for epoch, name in there.checkpoints.items():
-            if epoch > new.epoch and self._holds(name, there.files[name]):
-                raise OSError(errno.EEXIST, f"{self.path} holds {name}: start again to go on from it")
+    def _stop_unless(self, ours: bool) -> None:
+        if not ours:
+            raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
 
-    def _send_save(self, source: Path, new: Manifest) -> None:
+    def _send_save(self, save: Staged) -> None:
         """Everything of the save that is not there yet, each thing before the manifest that names it."""
-        name, best = new.checkpoints[new.epoch], new.best()
-        self._send(source, name, name, new.files[name])
+        new, best = save.manifest, save.manifest.best()
+        newest = new.checkpoints[new.epoch]
+        for name in (newest, *new.files.keys() - best.keys() - {newest}):
+            self._send(save, name, name)
         older = [older for epoch, older in self._still_there().items() if epoch < new.epoch][: KEEP - 1]
         files = {name: self._manifest.files[name] for name in (*older, *self._manifest.best())}
-        for other in new.files.keys() - best.keys() - {name}:
-            self._send(source, other, other, new.files[other])
         files |= {name: content for name, content in new.files.items() if name not in best}
         changes: dict[str, Any] = {"files": files, "identity": new.identity, "writer": new.writer}
         if new.best_epoch in dataclasses.replace(new, files=files).checkpoints:
             self._commit(**changes)  # already: until the best weights are there, that checkpoint has them
         if best:
-            self._send_best(source, best)
+            self._send_best(save)
             changes |= {"files": files | best, "best_epoch": new.best_epoch}
         self._commit(**changes)
         self._writers = self._writers or {"", new.writer}
 
-    def _send_best(self, source: Path, best: dict[str, Content]) -> None:
+    def _send_best(self, save: Staged) -> None:
         """New weights never take the place of those that the manifest on the Drive names."""
-        place = BEST[0]
+        best, place = save.manifest.best(), BEST[0]
         if self._place_of(best) != place and self._place_of(self._manifest.best()) == place:
             place = BEST[1]
         _make_folder(self.path / place)
-        for name, content in best.items():
-            self._send(source, name, f"{place}/{Path(name).name}", content)
+        for name in best:
+            self._send(save, name, f"{place}/{Path(name).name}")
 
-    def _send(self, folder: Path, name: str, target: str, content: Content) -> None:
+    def _send(self, save: Staged, name: str, target: str) -> None:
         """Copy a file, unless it is there, and verify the copy."""
+        content = save.manifest.files[name]
         if not self._holds(target, content):
-            with (folder / name).open("rb") as file:
+            with (save.folder / name).open("rb") as file:
                 self._write(target, file, content)
-            self.moved += content.bytes
+            save.moved += content.bytes
 
     def _commit(self, **changes: Any) -> None:
         """Write the manifest with what has changed in it.
@@ -207,19 +200,20 @@ class DriveFolder:
             RunFault: meanwhile another training process has taken over.
         """
         manifest = dataclasses.replace(self._manifest, **changes)
-        if manifest == self._manifest and self._whole and self._alike:
+        if all(self._copies.get(name) == manifest for name in MANIFESTS):
             return
         ours = {self._manifest.writer, manifest.writer, *(self._writers or ())}
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
         text = manifest.seal()
         content = Content(len(text), hashlib.sha256(text).hexdigest())
-        for name in sorted(MANIFESTS, key=lambda name: name == self._whole):  # last the only one that is whole
+        # Last the only one that is whole.
+        for name in sorted(MANIFESTS, key=lambda name: self._copies.get(name) == self._manifest):
             for there in map(self._read_manifest, MANIFESTS):  # both: the other machine may be writing one
-                if there and there.sequence >= self._manifest.sequence and there.writer not in ours:
-                    raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
+                if there and there.sequence >= self._manifest.sequence:
+                    self._stop_unless(there.writer in ours)
+            self._copies.pop(name, None)
             self._write(name, io.BytesIO(text), content)
-            self._alike = self._manifest == manifest
-            self._manifest, self._whole = manifest, name
+            self._copies[name] = manifest
 
     def _write(self, name: str, source: BinaryIO, content: Content) -> None:
         self._seen.pop(name, None)

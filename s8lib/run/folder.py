@@ -24,6 +24,7 @@ from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.reading import RunReader
 from s8lib.run.save import (
+    FULL,
     KEEP,
     LOG,
     MANIFEST,
@@ -34,17 +35,16 @@ from s8lib.run.save import (
     RunError,
     RunFault,
     content_of,
-    differences,
     flush,
     holds,
     places,
+    refuse_another,
     replacing,
 )
 
 if TYPE_CHECKING:
     from s8lib.run.copies import Copies
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 Write = Callable[[Path], object]
 
@@ -103,7 +103,7 @@ class RunFolder(RunReader):
             RunError: another run is here, or saves are, and none of them verifies.
         """
         manifest = self.manifest()
-        self._refuse_another(manifest.identity, identity)
+        refuse_another(manifest.identity, identity, self.path)
         self._settle()
         for partial in self.path.glob("*" + PARTIAL):
             if partial.name.endswith((f".json{PARTIAL}", f".csv{PARTIAL}")):
@@ -131,7 +131,7 @@ class RunFolder(RunReader):
         checkpoint = Checkpoint.load(self.path / self.manifest().checkpoints[epoch])
         if checkpoint.epoch != epoch:
             raise RunError(f"{self.checkpoints}: the checkpoint of epoch {epoch} holds epoch {checkpoint.epoch}")
-        self._refuse_another(checkpoint.identity, identity)
+        refuse_another(checkpoint.identity, identity, self.path)
         return checkpoint
 
     def begin_session(self, recipe: Recipe, settings: Mapping[str, Any]) -> None:
@@ -209,13 +209,6 @@ class RunFolder(RunReader):
     def write_json(self, name: str, value: object) -> None:
         """`write_text` of `value` as JSON."""
         self.write_text(name, json.dumps(value, indent=2) + "\n")
-
-    def _refuse_another(self, there: Mapping[str, Any] | None, here: Mapping[str, Any] | None) -> None:
-        if differing := differences(there, here):
-            raise RunError(
-                f"this run folder holds another run: {differing}. Use those values to go on with it, or "
-                f"another run folder than {self.path}"
-            )
 
     def _commit(self, manifest: Manifest) -> None:
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -27,9 +28,11 @@ from s8lib.validation import BadInput, check
 FORMAT = 2  # of the manifest; 1, without a number, had no sha256 of its own and named fewer files
 KEEP = 5  # checkpoints
 PARTIAL = ".partial"  # ends the name of a file that is being written
+FULL = (errno.ENOSPC, errno.EDQUOT)
 MANIFEST, LOG = "manifest.json", "epoch_log.csv"
 NEW, OUTGOING = ".new", ".outgoing"  # folders of a run folder: for files that come, and for copies on their way
 WEIGHTS, CONFIG = "best/model.safetensors", "best/config.json"
+CARD = "README.md"  # comes with a copy for the Hub; no manifest answers for it, as it is changed on its way
 CHECKPOINT = re.compile(r"checkpoints/epoch_([0-9]+)\.pt")
 
 
@@ -120,25 +123,14 @@ def _sealed(values: dict[str, Any]) -> bytes:
 def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
     """The values of format 2 in a manifest of the version before, from a disk, Drive or the Hub."""
     try:
-        best = values["best"]
-        files = {f"checkpoints/{name}": _content(entry) for name, entry in values["checkpoints"].items()}
-        if best is not None:
-            files[WEIGHTS] = _content(best)
-            if "config" in best:
-                files[CONFIG] = _content(best["config"])
-        files |= {name: _content(entry) for name, entry in values.get("files", {}).items()}
-        return {
-            "files": files,
-            "best_epoch": best and best["epoch"],
-            "identity": values.get("identity"),
-            "sequence": values.get("sequence", 0),
-        }
+        best = values["best"] or {}
+        entries = {f"checkpoints/{name}": entry for name, entry in values["checkpoints"].items()}
+        entries |= {WEIGHTS: best, CONFIG: best.get("config")} | values.get("files", {})
+        known = {"best_epoch": best.get("epoch"), "identity": values.get("identity")}
+        files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in entries.items() if entry}
+        return {"files": files, **known, "sequence": values.get("sequence", 0)}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no manifest of a run ({type(error).__name__}: {error})") from None
-
-
-def _content(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: entry[key] for key in ("bytes", "sha256")}
 
 
 def identity_of(
@@ -163,6 +155,15 @@ def differences(there: Mapping[str, Any] | None, here: Mapping[str, Any] | None)
         for key in sorted(one[part].keys() | other[part].keys())
         if one[part].get(key) != other[part].get(key) and (part, key) != ("recipe", "name")
     )
+
+
+def refuse_another(there: Mapping[str, Any] | None, here: Mapping[str, Any] | None, where: object) -> None:
+    """Raise RunError if the identity `there` is that of another run than `here`."""
+    if differing := differences(there, here):
+        raise RunError(
+            f"{where} holds another run: {differing}. Use those values to go on with it, or another folder or "
+            "repository for this one; on the Hub, overwrite replaces it"
+        )
 
 
 def places(name: str) -> list[str]:
