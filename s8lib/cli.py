@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -188,11 +188,6 @@ def _named(text: str) -> Path:
     return user_path(text)
 
 
-def _told(what: str) -> dict[str, Any]:
-    """What a command does, in the list of all and on top of its own help."""
-    return {"help": what, "description": f"{what[0].upper()}{what[1:]}."}
-
-
 def _kinds(text: str) -> list[str]:
     if strangers := {*text.split(",")} - {*KINDS}:
         raise argparse.ArgumentTypeError(f"{', '.join(strangers)}: write {', '.join(KINDS)} or {','.join(KINDS)}")
@@ -204,7 +199,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"s8lib {s8.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    common = argparse.ArgumentParser(add_help=False)
+    def command(does: Callable[[argparse.Namespace], None], what: str, *parents: argparse.ArgumentParser) -> Any:
+        """Add what `does` is named for; `what` it does is told in the list of all and on top of its own help."""
+        name, description = does.__name__.removeprefix("_"), f"{what[0].upper()}{what[1:]}."
+        added = commands.add_parser(name, parents=parents, help=what, description=description)
+        added.set_defaults(command=does)
+        return added.add_argument
+
+    common, weights, run = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     add = common.add_argument
     add(
         "--data",
@@ -214,9 +216,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", help="such as cuda, cuda:1, mps, cpu; default the best here")
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
+    add = weights.add_mutually_exclusive_group(required=True).add_argument
+    add("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
+    add("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
+    run.add_argument("--run", type=_named, metavar="DIR", required=True, help="the run's folder")
 
-    command = commands.add_parser("train", parents=[common], **_told("train a run, or go on with it"))
-    add = command.add_argument
+    add = train = command(_train, "train a run, or go on with it", common)
     add("--recipe", default="auto", metavar="NAME|FILE", help=f"auto, {', '.join(PRESETS)} or a recipe.json")
     add("--model", help="wrn-28-10, resnet-42, resnet-11 or any wrn-D-K; default the recipe's")
     add("--run", type=_named, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL-seedN")
@@ -228,54 +233,32 @@ def _parser() -> argparse.ArgumentParser:
     add("--deterministic", action="store_true", help="equal runs are equal to the bit on a GPU too; slower")
     add("--sync-batchnorm", action="store_true", help="normalise over all ranks' images; several GPUs only")
     add("--hub-repo", metavar="USER/NAME", help="publish there; an empty run folder goes on from what it holds")
-    add("--hub-private", action="store_true", help="if that repository has to be made, make it private")
-    add("--overwrite", action="store_true", help="replace what that repository holds, another run's or anyone's")
-    command.set_defaults(command=_train)
 
-    weights = argparse.ArgumentParser(add_help=False)
-    source = weights.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
-    source.add_argument("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
+    add = command(_evaluate, "measure weights on test images", common, weights)
+    add("--flips", action="store_true", help="average each image's answer with its mirror's")
+    add("--json", type=_named, metavar="FILE", help="also write every number here")
 
-    command = commands.add_parser("evaluate", parents=[common, weights], **_told("measure weights on test images"))
-    command.add_argument("--flips", action="store_true", help="average each image's answer with its mirror's")
-    command.add_argument("--json", type=_named, metavar="FILE", help="also write every number here")
-    command.set_defaults(command=_evaluate)
-
-    command = commands.add_parser("report", parents=[common], **_told("draw, film and tabulate what a run left"))
-    add = command.add_argument
-    add("--run", type=_named, metavar="DIR", required=True, help="the run's folder; everything is written there")
+    add = command(_report, "draw, film and tabulate what a run left", common, run)
     add("--target", type=float, metavar="PERCENT", help="a test accuracy to draw as a line")
     add("--no-video", action="store_true", help="leave out epoch_log.mov")
-    command.set_defaults(command=_report)
 
-    command = commands.add_parser("predict", parents=[weights], **_told("say what is on pictures"))
-    command.add_argument("pictures", nargs="+", metavar="PICTURE", help="image files of any size")
-    command.set_defaults(command=_predict)
+    add = command(_predict, "say what is on pictures", weights)
+    add("pictures", nargs="+", metavar="PICTURE", help="image files of any size")
 
-    command = commands.add_parser("export", parents=[weights], **_told("write weights as ONNX and torch.export"))
-    command.add_argument(
-        "--to", nargs="+", choices=KINDS, default=KINDS, help="model.onnx, model.pt2; default both"
-    )
-    command.add_argument("--out", type=_named, default=Path(), metavar="DIR", help="default: here")
-    command.set_defaults(command=_export)
+    add = command(_export, "write weights as ONNX and torch.export", weights)
+    add("--to", nargs="+", choices=KINDS, default=KINDS, help="model.onnx, model.pt2; default both")
+    add("--out", type=_named, default=Path(), metavar="DIR", help="default: here")
 
-    command = commands.add_parser("demo", parents=[weights], **_told("open a page to try weights on (gradio)"))
-    command.set_defaults(command=_demo)
+    command(_demo, "open a page to try weights on (gradio)", weights)
+    command(_checks, "say what this machine can do")
 
-    command = commands.add_parser("checks", **_told("say what this machine can do"))
-    command.set_defaults(command=_checks)
-
-    command = commands.add_parser("publish", **_told("send what a run holds to the Hugging Face Hub"))
-    command.add_argument("--run", type=_named, metavar="DIR", required=True, help="the run's folder")
-    command.add_argument("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
-    command.add_argument("--hub-private", action="store_true", help="if it has to be made, make it private")
-    command.add_argument("--overwrite", action="store_true", help="replace what it holds, whosever it is")
-    command.add_argument("--license", metavar="NAME", help="of the weights; default what the card says, or mit")
-    command.add_argument(
-        "--export", type=_kinds, default=(), metavar=",".join(KINDS), help="with model.onnx, model.pt2, or both"
-    )
-    command.set_defaults(command=_publish)
+    add = publish = command(_publish, "send what a run holds to the Hugging Face Hub", run)
+    add("--hub-repo", metavar="USER/NAME", required=True, help="the repository; made if need be")
+    add("--license", metavar="NAME", help="of the weights; default what the card says, or mit")
+    add("--export", type=_kinds, default=(), metavar=",".join(KINDS), help="with model.onnx, model.pt2, or both")
+    for add in (train, publish):
+        add("--hub-private", action="store_true", help="if that repository has to be made, make it private")
+        add("--overwrite", action="store_true", help="replace what that repository holds, whosever it is")
     return parser
 
 

@@ -2,9 +2,8 @@
 
 A process, because the client sets no time limits on uploads and a thread that hangs cannot be ended; because its
 thread pools would hold up the exit of a training that was stopped; and because what it prints must not reach a
-notebook's cell. It reads from stdin what to do, and leaves what came of it in a temporary folder; when stdin closes,
-whoever asked is gone and it ends too. The token comes by stdin alone, as arguments can be read by everyone on the
-machine.
+notebook's cell. It takes its task from stdin and leaves the answer in a temporary folder; when stdin closes,
+whoever asked is gone and it ends too. The token comes by stdin alone: everyone on the machine can read arguments.
 """
 
 from __future__ import annotations
@@ -250,7 +249,7 @@ def send(
 ) -> tuple[str, str]:
     """One commit of `files`, each a path and a sha256 or "", on top of the head it was made for, or none.
 
-    Its branch is made if it is `new`. Returns its address and, if with `squash` its branch keeps more than it, why.
+    Its branch is made if it is `new`. Returns its address and, if `squash` left more in its branch, why.
     """
     _tell_what_moves()
     additions = [CommitOperationAdd(name, path) for name, (path, _) in files.items()]
@@ -269,7 +268,7 @@ def send(
 
 
 def _tell_what_moves() -> None:
-    """Write down how many bytes have gone out. The client updates its bars for nobody; of Xet nothing else tells."""
+    """Write how many bytes have gone out. The client updates its bars for nobody; of Xet nothing else tells."""
     lock, moved, told, plain = threading.Lock(), 0, 0.0, tqdm.update
 
     def update(bar: Any, n: float | None = 1) -> bool | None:

@@ -213,7 +213,7 @@ class HubRepo(Place):
         )
 
     def _ours(self, head: Head) -> Manifest:
-        """The manifest of the run that is there, an empty one if there is none; raises if there is something else."""
+        """The manifest of the run that is there, empty if there is none; raises if there is something else."""
         try:
             return unseal(head.contents.get(MANIFEST, b""))
         except RunError as error:  # of a later s8lib

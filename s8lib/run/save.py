@@ -127,7 +127,7 @@ def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
         entries = {f"checkpoints/{name}": entry for name, entry in values["checkpoints"].items()}
         entries |= {WEIGHTS: best, CONFIG: best.get("config")} | values.get("files", {})
         known = {"best_epoch": best.get("epoch"), "identity": values.get("identity")}
-        files = {name: {key: entry[key] for key in ("bytes", "sha256")} for name, entry in entries.items() if entry}
+        files = {name: {k: entry[k] for k in ("bytes", "sha256")} for name, entry in entries.items() if entry}
         return {"files": files, **known, "sequence": values.get("sequence", 0)}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no manifest of a run ({type(error).__name__}: {error})") from None
