@@ -108,7 +108,7 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint, log: EpochLog) -> N
     checkpoint = saved if saved.epoch == epoch else run.checkpoint(epoch)
     if checkpoint:
         model.load_state_dict(checkpoint.model)
-        run.renew(lambda new: save_model(model, new / "best"), epoch)
+        run.renew(lambda new: save_model(model, new / "best"), best_epoch=epoch)
         model.load_state_dict(saved.model)
     elif manifest.best_epoch == epoch and weights_hold:
         run.renew(lambda new: save_config(model, new / "best"))

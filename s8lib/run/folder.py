@@ -105,9 +105,8 @@ class RunFolder(RunReader):
         manifest = self.manifest()
         refuse_another(manifest.identity, identity, self.path)
         self._settle()
-        for partial in self.path.glob("*" + PARTIAL):
-            if partial.name.endswith((f".json{PARTIAL}", f".csv{PARTIAL}")):
-                partial.unlink()
+        for partial in (*self.path.glob("*.json" + PARTIAL), *self.path.glob("*.csv" + PARTIAL)):
+            partial.unlink()
         for epoch, path in self._on_disk().items():
             if epoch not in manifest.checkpoints:
                 self.say(f"{path} is no part of the run's saves: left alone")
@@ -169,27 +168,33 @@ class RunFolder(RunReader):
             )
         older = [name for older, name in manifest.checkpoints.items() if older < epoch][: KEEP - 1]
         kept = {name: manifest.files[name] for name in [*older, *manifest.best()]}
-        with self._staging(f"epoch {epoch}", checkpoint.size() * 3 // 2) as new:
+
+        def write(new: Path) -> None:
             checkpoint.save(new / f"checkpoints/epoch_{epoch:03d}.pt")
             (new / LOG).write_text(checkpoint.log.to_csv(), encoding="utf-8")
             if save_best:
                 save_best(new / "best")
-            best_epoch = epoch if save_best else manifest.best_epoch
-            self.install(
-                dataclasses.replace(manifest, files=kept, best_epoch=best_epoch, identity=checkpoint.identity)
-            )
+
+        best_epoch, size = epoch if save_best else manifest.best_epoch, checkpoint.size() * 3 // 2
+        self.renew(write, f"epoch {epoch}", size, files=kept, best_epoch=best_epoch, identity=checkpoint.identity)
 
     def copy(self) -> None:
         """Keep the newest save in the other places too, in the background; RunFault as `Copies.after_save`."""
         for copies in self.copies:
             copies.after_save(self)
 
-    def renew(self, write: Write, best_epoch: int | None = None) -> None:
-        """Replace files of the newest save; `write` puts them into the folder it is given, in their places."""
-        manifest = self.manifest()
-        with self._staging("what was damaged") as new:
+    def renew(self, write: Write, what: str = "what was damaged", needed: int = 0, **changes: Any) -> None:
+        """Replace files of the newest save, or make the next one, in one piece; RunFault as `save`.
+
+        `write` puts the files into the folder it is given, in their places; `changes` are the manifest's.
+        """
+        new, manifest = self.path / NEW, self.manifest()
+        shutil.rmtree(new, ignore_errors=True)
+        with self._writing(what, needed):
+            for folder in ("checkpoints", "best"):
+                (new / folder).mkdir(parents=True)
             write(new)
-            self.install(dataclasses.replace(manifest, best_epoch=best_epoch or manifest.best_epoch))
+            self.install(dataclasses.replace(manifest, **changes))
 
     def install(self, manifest: Manifest) -> None:
         """The one door for a save: name what lies in `.new` beside the files of `manifest`, then move it in."""
@@ -240,16 +245,6 @@ class RunFolder(RunReader):
         flush(target.parent)
 
     @contextlib.contextmanager
-    def _staging(self, what: str, needed: int = 0) -> Iterator[Path]:
-        """An empty folder for new files, of which nothing half-written stays."""
-        new = self.path / NEW
-        shutil.rmtree(new, ignore_errors=True)
-        with self._writing(what, needed):
-            for folder in ("checkpoints", "best"):
-                (new / folder).mkdir(parents=True)
-            yield new
-
-    @contextlib.contextmanager
     def _writing(self, what: str, needed: int = 0) -> Iterator[None]:
         """Make a RunFault of what the disk refuses; `needed` are the bytes that are to be written."""
         try:
@@ -267,9 +262,8 @@ class RunFolder(RunReader):
 def how_to_go_on(run: RunFolder | None) -> str:
     """What someone whose run has just stopped needs to know, as the end of a sentence."""
     epoch = 0
-    if run:
-        with contextlib.suppress(RunError):
-            epoch = run.manifest().epoch
-    if run is None or not epoch:
+    with contextlib.suppress(RunError):
+        epoch = run.manifest().epoch if run else 0
+    if not run or not epoch:
         return "no checkpoint was saved yet"
     return f"the last good checkpoint is epoch {epoch} in {run.path}, and the same command goes on from there"

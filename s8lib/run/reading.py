@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from s8lib.run.save import (
     places,
     unseal,
 )
-from s8lib.validation import user_path
+from s8lib.validation import check, user_path
 
 
 class RunReader:
@@ -158,17 +157,13 @@ class RunReader:
 
     def read_json(self, name: str, default: Any) -> Any:
         """The JSON file `name` of the folder, one that informs; `default` if there is none, or it is damaged."""
-        problem: object = f"it holds no {type(default).__name__}"
         try:
-            found = json.loads((self.path / name).read_text(encoding="utf-8"))
-            if isinstance(found, type(default)):
-                return found
+            return check(type(default), (self.path / name).read_bytes(), ValueError)
         except FileNotFoundError:
             return default
-        except (OSError, ValueError, RecursionError) as error:
-            problem = error
-        self.say(f"{self.path / name} is damaged ({problem}): it is begun anew")
-        return default
+        except (OSError, ValueError) as problem:
+            self.say(f"{self.path / name} is damaged ({problem}): it is begun anew")
+            return default
 
     def _finished(self) -> Manifest:
         manifest = self.manifest()
@@ -178,10 +173,8 @@ class RunReader:
 
     def _on_disk(self) -> dict[int, Path]:
         """Checkpoints in their place, by epoch, whoever put them there."""
-        found = (
-            (CHECKPOINT.fullmatch(f"checkpoints/{path.name}"), path) for path in self.checkpoints.glob("*.pt")
-        )
-        return dict(sorted((int(match[1]), path) for match, path in found if match))
+        found = (CHECKPOINT.fullmatch(f"checkpoints/{path.name}") for path in self.checkpoints.glob("*.pt"))
+        return dict(sorted((int(match[1]), self.path / match[0]) for match in found if match))
 
     def _newest_intact(self, manifest: Manifest) -> int:
         for epoch, name in manifest.checkpoints.items():
