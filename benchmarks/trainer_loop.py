@@ -49,7 +49,7 @@ class TrainerLoop:
 
     def images_per_s(self) -> float:
         plan = plan_epoch(self.recipe, 0, self.images, self.device)
-        return train_epoch(plan, self.loss_of, self.optimizer, self.scaler, ALONE, Writer()).images_per_s
+        return train_epoch(plan, self.loss_of, self.optimizer, self.scaler, ALONE, Writer())["images_per_s"]
 
 
 class _NCHW(nn.Module):

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -195,19 +194,16 @@ def train(
             writer.finish()
             log.append(
                 Epoch(
+                    **trained,
                     epoch=epoch + 1,
                     phase=recipe.phase(epoch),
-                    lr=trained.lr,
                     dropout=knobs.dropout,
                     mixup_alpha=knobs.mixup_alpha,
                     augmentation=knobs.augmentation,
-                    train_loss=trained.loss,
-                    train_acc=trained.accuracy,
                     test_loss=test.loss,
                     test_acc=test.top1,
                     test_top5=test.top5,
                     best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
-                    images_per_s=trained.images_per_s,
                     seconds=time.perf_counter() - started,
                     holdout_acc=held.top1 if held else None,
                 )
@@ -229,15 +225,6 @@ def train(
         return log
 
 
-class TrainedEpoch(NamedTuple):
-    """What an epoch's training came to; loss (nats) and accuracy (percent) are weighted by MixUp's lambda."""
-
-    lr: float
-    loss: float
-    accuracy: float
-    images_per_s: float
-
-
 def train_epoch(
     plan: EpochPlan,
     loss_of: LossOf,
@@ -245,8 +232,11 @@ def train_epoch(
     scaler: torch.amp.GradScaler,
     ranks: Ranks,
     writer: Writer,
-) -> TrainedEpoch:
-    """The steps of one epoch. None makes the host wait for the device, but for a look at the loss now and then."""
+) -> dict[str, float]:
+    """The steps of one epoch, and the columns of its row that they come to.
+
+    None makes the host wait for the device, but for a look at the loss now and then.
+    """
     started, device = time.perf_counter(), plan.order.device
     losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)
     bar = progress_bar(range(plan.steps), f"epoch {plan.epoch + 1}/{plan.recipe.epochs}", shown=ranks.first)
@@ -264,12 +254,12 @@ def train_epoch(
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
             check_health(losses[: step + 1], scaler.get_scale(), plan.epoch, ranks, writer)
             bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
-    return TrainedEpoch(
-        lr=plan.lr(step),
-        loss=float(ranks.sum(losses.sum())) / (plan.steps * ranks.world),
-        accuracy=100 * float(ranks.sum(hits)) / len(plan.order),
-        images_per_s=len(plan.order) / (time.perf_counter() - started),
-    )
+    return {
+        "lr": plan.lr(step),
+        "train_loss": float(ranks.sum(losses.sum())) / (plan.steps * ranks.world),
+        "train_acc": 100 * float(ranks.sum(hits)) / len(plan.order),
+        "images_per_s": len(plan.order) / (time.perf_counter() - started),
+    }
 
 
 def loss_function(network: nn.Module, train_set: Split, device: torch.device, precision: str) -> LossOf:
