@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import threading
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+from huggingface_hub import HfApi, get_token
+
 from s8lib.data.cifar100 import at_hand
 from s8lib.data.synthetic import SYNTHETIC, holds_own_pictures
-from s8lib.hub_client import HubError, one_line, owner_of
-from s8lib.hub_token import hf_token as hf_token
-from s8lib.hub_token import hub_repo as hub_repo
-from s8lib.hub_token import in_colab as in_colab
+from s8lib.hub_client import HubError, ask, check_repo_id, one_line, owner_of, usable_token
 from s8lib.machine.device import environment, pick_device, pick_precision
 from s8lib.machine.progress import tell
 from s8lib.publish.publisher import fetch_run
@@ -28,6 +29,7 @@ from s8lib.validation import user_path
 
 CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
 MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds
+SECRET = "HF_TOKEN"
 
 
 class ColabError(RuntimeError):
@@ -56,6 +58,73 @@ def checks(say: Callable[[str], None] = tell) -> None:
     token = hf_token(say)
     if token:
         say(f"  {owner_of(token)}")
+
+
+def in_colab() -> bool:
+    """Whether this is a machine of Colab's."""
+    # Kaggle's images are built on Colab's, and have its COLAB_RELEASE_TAG and its google.colab.
+    tagged = "COLAB_RELEASE_TAG" in os.environ and "KAGGLE_KERNEL_RUN_TYPE" not in os.environ
+    if not (tagged or Path("/var/colab/hostname").exists()):
+        return False
+    return all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
+
+
+def hf_token(say: Callable[[str], None] = tell) -> str | None:
+    """The Hub's token: the secret HF_TOKEN of Colab or Kaggle, else $HF_TOKEN, else the file that a login left.
+
+    One sentence tells where it comes from, or what is missing. The token itself is never shown.
+    """
+    token, reason, source = "", f"set {SECRET}, or log in with `hf auth login`", "Colab"
+    if in_colab():
+        token, reason = _secret()
+    elif importlib.util.find_spec("kaggle_secrets"):
+        (token, reason), source = _kaggle_secret(), "Kaggle"
+    source = f"the {source} secret {SECRET}"
+    if not token:
+        source = f"the variable {SECRET}" if os.environ.get(SECRET) else "the token file of this machine"
+        with warnings.catch_warnings(action="ignore"):  # on Colab, of the very refusal that is told here
+            token = get_token() or ""
+    say(f"Hugging Face token: from {source}" if token else f"Hugging Face token: none; {reason}")
+    return token or None
+
+
+def hub_repo(named: str, run: str, token: str | None = None, say: Callable[[str], None] = tell) -> str:
+    """The repository `named`; if none is, "you/run" for the run `run`, and whose name it is a token tells.
+
+    Raises:
+        HubError: this is no name, or the Hub does not know the token.
+        ConnectionError: the Hub cannot be reached.
+    """
+    if named.strip():
+        return check_repo_id(named.strip())
+    owner = ask(HfApi.whoami, 20.0, token=usable_token(token))["name"] if token else "you"
+    name = re.sub(r"[^a-zA-Z0-9_]+", "-", run)[:90].strip("-") or "run"
+    say(f"no repository is named: {owner}/{name}")
+    return f"{owner}/{name}"
+
+
+def _secret() -> tuple[str, str]:
+    """Colab's secret, or "" and what to do about it."""
+    from google.colab import errors, userdata
+
+    try:
+        return userdata.get(SECRET).strip(), f"the Colab secret {SECRET} is empty"
+    except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
+        return "", f"add a Colab secret named {SECRET}, or give this notebook access to it (the key on the left)"
+    except errors.Error as error:  # TimeoutException: the notebook is not open in a browser
+        return "", f"Colab did not hand out the secret {SECRET} ({one_line(error)})"
+
+
+def _kaggle_secret() -> tuple[str, str]:
+    """Kaggle's secret, or "" and what to do about it."""
+    from kaggle_secrets import BackendError, CredentialError, UserSecretsClient
+
+    try:
+        return UserSecretsClient().get_secret(SECRET).strip(), f"the Kaggle secret {SECRET} is empty"
+    except (BackendError, CredentialError):
+        return "", f"add a secret named {SECRET} (Add-ons > Secrets) and attach it to this notebook"
+    except ConnectionError as error:
+        return "", f"Kaggle did not hand it out ({one_line(error)}): is this notebook's internet on?"
 
 
 def mount_drive(folder: str = "s8lib", keep: str = "auto", say: Callable[[str], None] = tell) -> Path:
@@ -114,17 +183,15 @@ def run_folder(kept: str | Path, name: str, say: Callable[[str], None] = tell) -
     Raises:
         RunError: if `kept` is on a Drive that is not there any more.
     """
-    copies = [Copies(DriveFolder(Path(kept) / name))] if _on_drive(kept) else []
-    return RunFolder(runs_here(kept) / name, say, copies)
+    here = runs_here(kept)
+    copies = [] if here == Path(kept) else [Copies(DriveFolder(Path(kept) / name))]
+    return RunFolder(here / name, say, copies)
 
 
 def runs_here(kept: str | Path) -> Path:
     """Where the runs of the folder `kept` are worked on: on this machine's disk, if that is on Drive."""
-    return CONTENT / "runs" if _on_drive(kept) else Path(kept)
-
-
-def _on_drive(kept: str | Path) -> bool:
-    return in_colab() and Path(kept).is_relative_to(CONTENT / "drive")
+    on_drive = in_colab() and Path(kept).is_relative_to(CONTENT / "drive")
+    return CONTENT / "runs" if on_drive else Path(kept)
 
 
 def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[str], None] = tell) -> RunFolder:
@@ -200,8 +267,8 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
         )
 
 
-def _flush_and_unmount() -> str | None:
-    """Wait until Drive has everything, but not forever; what went wrong."""
+def _flush_and_unmount() -> str:
+    """Wait until Drive has everything, but not forever; what went wrong, or ""."""
     from google.colab import drive
 
     problem = f"still not everything is written after {FLUSH_TIMEOUT} s"
@@ -218,7 +285,7 @@ def _flush_and_unmount() -> str | None:
     thread = threading.Thread(target=flush, daemon=True)
     thread.start()
     thread.join(FLUSH_TIMEOUT)
-    return problem or None
+    return problem
 
 
 def _data_source() -> str:

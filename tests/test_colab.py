@@ -267,7 +267,7 @@ def test_elsewhere_there_is_nothing_to_finish(lines: list[str]) -> None:
     ("secret", "advice"),
     [
         (None, "add a Colab secret named HF_TOKEN"),
-        ("denied:", "give this notebook access to the Colab secret HF_TOKEN"),
+        ("denied:", "give this notebook access to it"),
         ("timeout:", "timed out"),
         ("", "is empty"),
     ],
