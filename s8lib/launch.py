@@ -7,9 +7,8 @@ been interrupted or is gone, and they end.
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import functools
-import inspect
 import io
 import os
 import pickle
@@ -21,12 +20,13 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import torch
 
 from s8lib.machine.device import DeviceError
 from s8lib.machine.progress import IN_NOTEBOOK, in_notebook, tell
+from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder, how_to_go_on
 from s8lib.run.log import EpochLog
 from s8lib.run.save import RunFault, replacing
@@ -34,40 +34,27 @@ from s8lib.session import telling_how_to_go_on
 from s8lib.validation import BadInput
 
 RANKS = "S8_RANKS"  # how many to start, whatever GPUs there are
-WATCH = "\x1e"  # a line with it says that there is a new epoch log for `watch`
+WATCH = "\x1e"  # begins a line that holds the epoch log for `watch`
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone")
-P = ParamSpec("P")
 
 
-def on_every_gpu(train: Callable[P, EpochLog]) -> Callable[P, EpochLog]:
-    """`train`, which in a notebook with several GPUs, or where $S8_RANKS says so, starts a rank for each."""
-
-    @functools.wraps(train)
-    def started(*args: P.args, **options: P.kwargs) -> EpochLog:
-        given = inspect.signature(train).bind(*args, **options)
-        given.apply_defaults()
-        ranks = _how_many(**given.arguments)
-        return _on_ranks(ranks, started, **given.arguments) if ranks > 1 else train(*args, **options)
-
-    return started
-
-
-def _how_many(recipe: Any, device: Any, say: Callable[[str], None], **others: Any) -> int:
+def ranks_to_start(recipe: Recipe, device: str | torch.device | None, say: Callable[[str], None]) -> int:
+    """In a notebook one for each GPU, or as many as $S8_RANKS says; 0 where this process trains alone."""
     named = os.environ.get(RANKS)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not (named or in_notebook()):
-        return 1  # this is a rank, or a program, which torchrun can start
+        return 0  # this is a rank, or a program, which torchrun can start
     if named and not named.isdecimal():
         raise DeviceError(f"{RANKS} = {named!r}: must be the number of ranks to train on, such as 2")
     all_gpus = torch.cuda.device_count() if device is None or str(device) == "cuda" else 1
     ranks = int(named) if named else all_gpus
     if ranks > 1 and recipe.batch_size % ranks:
         say(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks} GPUs, so one trains alone")
-        return 1
-    return ranks
+        return 0
+    return ranks if ranks > 1 else 0
 
 
-def _on_ranks(ranks: int, train: Callable[..., EpochLog], **given: Any) -> EpochLog:
-    """What `train` returns, raises and does to `model`."""
+def train_on(ranks: int, train: Callable[..., EpochLog], given: dict[str, Any]) -> EpochLog:
+    """What `train` returns, raises and does to the model, `given` these arguments."""
     say, watch, run, model = given.pop("say"), given["watch"], given["run"], given["model"]
     run = RunFolder(run, say) if isinstance(run, str | Path) else run
     environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // ranks)), **os.environ}
@@ -78,7 +65,7 @@ def _on_ranks(ranks: int, train: Callable[..., EpochLog], **given: Any) -> Epoch
     with tempfile.TemporaryDirectory(prefix="s8lib-ranks-") as name, telling_how_to_go_on(run, say):
         folder = Path(name)
         for_first = {"run": run and RunFolder(run.path, copies=run.copies), "hub": given["hub"]}
-        for_first["watch"] = watch and functools.partial(_show, folder)
+        for_first["watch"] = watch and _show
         given |= {"run": run and RunFolder(run.path), "hub": None, "watch": None}
         torch.save({"train": train, **given}, folder / "given")
         with (
@@ -100,8 +87,9 @@ def _on_ranks(ranks: int, train: Callable[..., EpochLog], **given: Any) -> Epoch
                     launched.stdin.write(pickle.dumps(for_first))
                     launched.stdin.flush()
                 for line in lines:
-                    if WATCH in line:
-                        watch(pickle.loads((folder / "log").read_bytes()))
+                    _, shown, log = line.rpartition(WATCH)
+                    if shown:
+                        watch(pickle.loads(base64.b64decode(log)))
                     elif line.endswith("\r"):  # a progress bar
                         print(line, end="", flush=True)
                     else:
@@ -123,10 +111,8 @@ def _on_ranks(ranks: int, train: Callable[..., EpochLog], **given: Any) -> Epoch
     return log
 
 
-def _show(folder: Path, log: EpochLog) -> None:
-    with replacing(folder / "log") as partial:
-        partial.write_bytes(pickle.dumps(log))
-    tell(WATCH)
+def _show(log: EpochLog) -> None:
+    tell(WATCH + base64.b64encode(pickle.dumps(log)).decode())
 
 
 def _end_with_stdin() -> None:

@@ -19,7 +19,7 @@ from s8lib.data.batches import Batch, EpochPlan, plan_epoch, seed_dropout
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.cifar100 import holdout as holdout_split
 from s8lib.forecast import forecast, in_words, seconds_left, until
-from s8lib.launch import on_every_gpu
+from s8lib.launch import ranks_to_start, train_on
 from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
 from s8lib.machine.device import (
     autocast,
@@ -62,7 +62,6 @@ STARTS_FROM = 5000  # training images that a network may take first weights from
 LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
-@on_every_gpu
 def train(
     recipe: Recipe,
     model: Network,
@@ -102,6 +101,9 @@ def train(
         RecipeError, ModelError, DataError, RunError: bad input; nothing was changed.
         RunFault: the run has stopped, and can go on from its last checkpoint. NonFiniteLoss is one.
     """
+    given = dict(locals())
+    if started := ranks_to_start(recipe, device, say):
+        return train_on(started, train, given)
     device = pick_device(device)
     keep_memory(device)
     use_compile = pick_compile(device, compile)

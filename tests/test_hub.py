@@ -253,7 +253,7 @@ BAD = [
     ({"token": READ}, "this token may not do this: give it write access at"),
     ({"token": FINE_READ}, "give it write access at"),
     ({"token": "hf_two words"}, "holds a character that no token of the Hub has"),
-    ({"repo_id": "nobody/net"}, "tester's, who cannot write to nobody: publish to tester/net or team/net"),
+    ({"repo_id": "nobody/net"}, ", or use your own namespace"),
     ({"repo_id": "net"}, "'net' is no name of a repository: write USER/NAME"),
     ({"repo_id": "tester/a--b"}, "'tester/a--b' is no name of a repository"),
     ({"every": 0}, "every = 0"),
