@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_session, get_token
 from huggingface_hub.utils import parse_ratelimit_headers, tqdm, validate_repo_id
 
-from s8lib.validation import BadInput
+from s8lib.validation import BadInput, one_line
 
 SILENT_FOR = 120.0  # seconds without a byte, after which an upload gives up
 BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "TQDM_DISABLE": ""}  # on: `_tell_what_moves` reads them
@@ -115,13 +115,6 @@ def explained(error: BaseException, what: str = "") -> HubError | OutOfReach:
         return HubError(said)
     wait, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers) if status == 429 else None
     return OutOfReach(said, int(wait) if wait.isdigit() else limit.reset_in_seconds if limit else 0)
-
-
-def one_line(error: BaseException) -> str:
-    """What is at the root of `error`: the client wraps "Connection refused" in a paragraph of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def ask(

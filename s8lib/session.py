@@ -107,9 +107,8 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint, log: EpochLog) -> N
     weights_hold = WEIGHTS in manifest.files and holds(run.find(WEIGHTS), manifest.files[WEIGHTS])
     checkpoint = saved if saved.epoch == epoch else run.checkpoint(epoch)
     if checkpoint:
-        model.load_state_dict(checkpoint.model)
-        run.renew(lambda new: save_model(model, new / "best"), best_epoch=epoch)
-        model.load_state_dict(saved.model)
+        weights = checkpoint.model
+        run.renew(lambda new: save_model(model, new / "best", weights), best_epoch=epoch)
     elif manifest.best_epoch == epoch and weights_hold:
         run.renew(lambda new: save_config(model, new / "best"))
     else:

@@ -60,6 +60,13 @@ def read_json(kind: Any, path: str | Path, error: type[Exception]) -> Any:
     return check(kind, content, error, path)
 
 
+def one_line(error: BaseException) -> str:
+    """What is at the root of `error`: libraries wrap "Connection refused" in paragraphs of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
 def short(value: object) -> str:
     """`value` as code, in some 40 characters."""
     huge = isinstance(value, int) and value.bit_length() > 1000  # Python refuses to print more than 4300 digits

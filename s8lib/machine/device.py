@@ -15,7 +15,7 @@ import torch
 
 from s8lib import __version__
 from s8lib.machine.ranks import Ranks
-from s8lib.validation import BadInput
+from s8lib.validation import BadInput, one_line
 
 # Deterministic algorithms need this, and torch looks at it once, at the process's first product of matrices.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -46,7 +46,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
             chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {str(device)!r} cannot be used here: {_first_line(error)}") from error
+        raise DeviceError(f"device {str(device)!r} cannot be used here: {one_line(error)}") from error
     return chosen
 
 
@@ -119,7 +119,7 @@ def compile_or_eager(
         try_out(compiled)
     # The compiler has many kinds of errors: torch's, Triton's, a file's. One of the step's own comes again in it.
     except Exception as error:  # noqa: BLE001
-        problem = _first_line(error)
+        problem = one_line(error)
     if not ranks.any(bool(problem)):
         return compiled
     torch._dynamo.reset()
@@ -177,7 +177,3 @@ def _nvidia_driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(answer.split()), None)  # a line for each GPU, all with one driver
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from s8lib.run.log import Epoch, EpochLog
 from s8lib.run.save import RunError
-from s8lib.validation import refusing
+from s8lib.validation import one_line, refusing
 
 
 @dataclass(config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
@@ -70,10 +70,9 @@ class Checkpoint:
         # All that torch.load answers a stranger's file with, and what one that holds no such dictionary comes to.
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError,
                 pickle.UnpicklingError) as error:  # fmt: skip
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RunError(
-                f"{path} is no checkpoint that training can go on from ({reason}): remove it to go on from an "
-                "older one, or use another run folder"
+                f"{path} is no checkpoint that training can go on from ({one_line(error)}): remove it to go on from "
+                "an older one, or use another run folder"
             ) from error
 
     def size(self) -> int:

@@ -56,17 +56,13 @@ class Copies:
         except OSError as error:
             shutil.rmtree(run.path / NEW, ignore_errors=True)  # what came before the place was gone
             self._failures += 1
-            if newest:
-                run.say(f"{place.title}: cannot be read ({error}); going on from epoch {newest} in {run.path}")
-            elif place.required:
+            if place.required and not newest:
                 raise RunError(
                     f"{place.address} cannot be read ({error}), and a run must not start over because of that: "
                     f"see that {place.title} can be read and repeat this, or use another name for this run"
                 ) from error
-            else:
-                run.say(
-                    f"{place.title}: whether it holds epochs to go on from is unknown ({error}): starting without"
-                )
+            then = f"going on from epoch {newest} in {run.path}" if newest else "starting without it"
+            run.say(f"{place.title}: cannot be read ({error}); {then}")
             return 0
 
     def claim(self, run: RunFolder) -> None:

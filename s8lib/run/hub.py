@@ -94,18 +94,13 @@ class HubRepo(Place):
         last = [*found][-1]  # main, or the revision: before the other branch there was, it held the checkpoint
         revision = next((revision for revision, manifest in found.items() if manifest.checkpoints), last)
         self._there, manifest = there[revision], found[revision]
-        if self.overwrite:
-            return manifest
-        if what := differences(manifest.identity, found[last].identity):
-            raise RunError(
-                f"{self.title}: its branches {RESUME} and {MAIN} hold different runs ({what}), as one that was to "
-                "overwrite the other broke off there: name the revision that you mean, or say overwrite"
-            )
-        if manifest.best_epoch and not manifest.checkpoints:
-            raise RunError(
-                f"{self.title}: the best weights are there, of epoch {manifest.best_epoch}, but no manifest that "
-                f"names a checkpoint to go on from: the branch {RESUME} is for that; to begin anew, say overwrite"
-            )
+        problem, what = "", differences(manifest.identity, found[last].identity)
+        if what:  # as one that was to overwrite the other broke off
+            problem = f"its branches {RESUME} and {MAIN} hold different runs ({what})"
+        elif manifest.best_epoch and not manifest.checkpoints:
+            problem = f"weights are there, of epoch {manifest.best_epoch}, but no manifest that names a checkpoint"
+        if problem and not self.overwrite:
+            raise RunError(f"{self.title}: {problem}: name the revision or, to begin anew, say overwrite")
         return manifest
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
