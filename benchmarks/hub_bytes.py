@@ -44,7 +44,7 @@ def publish(path: Path, parameters: int) -> None:
     publisher = s8.HubPublisher(NAME, every=EVERY, wait=600)
     for epoch in range(EVERY, EPOCHS + 1, EVERY):
         weights = {"weight": torch.randn(parameters)}
-        rows = [row(n, accuracy=n / 2, best=n / 2) for n in range(1, epoch + 1)]
+        rows = s8.EpochLog(row(n, accuracy=n / 2, best=n / 2) for n in range(1, epoch + 1))
         momentum = {"state": {0: {"momentum_buffer": torch.randn(parameters)}}, "param_groups": []}
         machine.run.claim()
         machine.run.save(

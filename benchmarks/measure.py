@@ -228,7 +228,7 @@ def save(told: Setting) -> float:
 
             def begin(epochs: int) -> None:
                 states = snapshot({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-                checkpoint = Checkpoint({}, **states, scaler={}, log=rows[:epochs])
+                checkpoint = Checkpoint({}, **states, scaler={}, log=s8.EpochLog(rows[:epochs]))
                 writer.begin(checkpoint, partial(save_model, model, weights=states["model"]))
                 if told.loop != "s8lib":
                     writer.finish()

@@ -102,8 +102,8 @@ def train(
         RunFault: the run has stopped, and can go on from its last checkpoint. NonFiniteLoss is one.
     """
     given = dict(locals())
-    if started := ranks_to_start(recipe, device, say):
-        return train_on(started, train, given)
+    if ranks_wanted := ranks_to_start(recipe, device, say):
+        return train_on(ranks_wanted, train, given)
     device = pick_device(device)
     keep_memory(device)
     use_compile = pick_compile(device, compile)

@@ -71,8 +71,8 @@ class Checkpoint:
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError,
                 pickle.UnpicklingError) as error:  # fmt: skip
             raise RunError(
-                f"{path} is no checkpoint that training can go on from ({one_line(error)}): remove it to go on from "
-                "an older one, or use another run folder"
+                f"{path} is no checkpoint that training can go on from ({one_line(error)}): remove it to go on "
+                "from an older one, or use another run folder"
             ) from error
 
     def size(self) -> int:
