@@ -16,7 +16,7 @@ import io
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from s8lib.run.place import Place, Staged
 from s8lib.run.save import (
@@ -35,9 +35,6 @@ from s8lib.run.save import (
     unseal,
 )
 from s8lib.validation import user_path
-
-if TYPE_CHECKING:
-    from s8lib.run.folder import RunFolder
 
 MANIFESTS = (MANIFEST, "manifest.copy.json")  # alike; the first is what a RunFolder reads
 BEST = ("best", "best.new")  # the second only while the first holds the weights that count
@@ -139,8 +136,8 @@ class DriveFolder(Place):
         epochs = ", ".join(str(epoch) for epoch in sorted(self._manifest.checkpoints))
         return f"{self.title}: holds the checkpoints of epochs {epochs} in {self.path}"
 
-    def missing(self, run: RunFolder, epoch: int) -> str:
-        return f"{self.title}: epoch {epoch} is NOT there; the whole run is on this machine only, in {run.path}"
+    def missing(self, path: Path, epoch: int) -> str:
+        return f"{self.title}: epoch {epoch} is NOT there; the whole run is on this machine only, in {path}"
 
     def _read_manifest(self, name: str) -> Manifest | None:
         try:

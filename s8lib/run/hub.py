@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 
@@ -38,9 +38,6 @@ from s8lib.run.save import (
     refuse_another,
     unseal,
 )
-
-if TYPE_CHECKING:
-    from s8lib.run.folder import RunFolder
 
 RESUME, MAIN = "resume", "main"
 NEEDED = {WEIGHTS, CONFIG, LOG, "recipe.json", "environment.json", "report.json"}  # and a checkpoint: by a resume
@@ -146,8 +143,8 @@ class HubRepo(Place):
         room = f"; checkpoints of before still take room there ({kept})" if kept else ""
         return f"epoch {save.manifest.epoch} is on the Hub: {self.url}{room}"
 
-    def missing(self, run: RunFolder, epoch: int) -> str:
-        command = f"s8lib publish --run {shlex.quote(str(run.path))} --hub-repo {self.repo_id}"
+    def missing(self, path: Path, epoch: int) -> str:
+        command = f"s8lib publish --run {shlex.quote(str(path))} --hub-repo {self.repo_id}"
         under_way, went_out = self._out
         if under_way != epoch:
             return f"epoch {epoch} is NOT on the Hub; send it with: {command}"

@@ -86,8 +86,8 @@ class Place(Protocol):
         """What is there, in words; "" if that has been said."""
         return ""
 
-    def missing(self, run: RunFolder, epoch: int) -> str:
-        """What to do, as `epoch` is not there."""
+    def missing(self, path: Path, epoch: int) -> str:
+        """What to do, as `epoch` of the run in `path` is not there."""
 
 
 def bring(place: Place, run: RunFolder, newest: int, identity: Mapping[str, Any] | None = None) -> int:
