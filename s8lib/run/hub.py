@@ -9,7 +9,6 @@ commits costs no epoch. The weights move once: the Hub takes a file that it hold
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 import shlex
@@ -86,7 +85,7 @@ class HubRepo(Place):
 
     def manifest(self) -> Manifest:
         """Of the newest save, what a resume needs; an empty one if there is no run."""
-        there = self._read(MANIFEST, "config.json", LOG, "recipe.json", "environment.json")
+        there = self._read(MANIFEST)
         found = {revision: self._manifest(head) for revision, head in there.items()}
         last = [*found][-1]  # main, or the revision: before the other branch there was, it held the checkpoint
         revision = next((revision for revision, manifest in found.items() if manifest.checkpoints), last)
@@ -158,20 +157,14 @@ class HubRepo(Place):
 
     def _manifest(self, head: Head) -> Manifest:
         """Of the save in a commit, as far as a resume needs it."""
-        if MANIFEST not in head.contents:
-            return Manifest()
         try:
-            manifest = unseal(head.contents[MANIFEST])
+            manifest = unseal(head.contents[MANIFEST]) if MANIFEST in head.contents else Manifest()
         except ValueError as error:
             raise RunError(
                 f"{self.title}: its {MANIFEST} is not that of a run ({error}): use another repository or revision"
             ) from None
-        unnamed = {  # by format 1
-            CONFIG if name == "config.json" else name: Content(len(text), hashlib.sha256(text).hexdigest())
-            for name, text in head.contents.items()
-        }
-        files = {name: content for name, content in (unnamed | manifest.files).items() if _needed(name)}
-        return dataclasses.replace(manifest, files=files)
+        needed = {name: content for name, content in manifest.files.items() if _needed(name)}
+        return dataclasses.replace(manifest, files=needed)
 
     def _commit(
         self, save: Staged, branch: str, files: dict[str, Content], head: Head, old: Set[str], new: bool = False
