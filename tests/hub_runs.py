@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 import s8lib as s8
-from s8lib.run.save import unseal
+from s8lib.run.save import Manifest
 from tests.hub_endpoints import WRITE, Commit
 from tests.local_hub import LocalHub
 
@@ -63,7 +63,7 @@ def check_consistent(commit: Commit, epoch: int, folder: Path, resume: bool = Fa
     log = s8.EpochLog.read(folder / "log.csv")
     assert [row.epoch for row in log] == list(range(1, epoch + 1))
     assert resume or f"| final | {epoch} |" in files["README.md"].decode()
-    manifest = unseal(files["manifest.json"])
+    manifest = Manifest.unseal(files["manifest.json"])
     assert (manifest.best_epoch, list(manifest.checkpoints)) == (log.best.epoch, [epoch] if resume else [])
     assert json.loads(files["report.json"])["epochs_done"] == epoch
     for name, entry in manifest.files.items():

@@ -19,7 +19,7 @@ import s8lib as s8
 from s8lib.run.copies import Copies
 from s8lib.run.drive import MANIFESTS, DriveFolder
 from s8lib.run.folder import RunFolder
-from s8lib.run.save import RunError, unseal
+from s8lib.run.save import Manifest, RunError
 from tests.fake_colab.faulty_drive import Call, FaultyDrive, disconnecting, fails
 from tests.runs import Cut, assert_same_bits, outcome, recipe, small_model, train
 from tests.saves import Machine, contents
@@ -216,7 +216,7 @@ def test_one_manifest_may_be_cut_or_changed_at_any_byte(machine: Callable[..., M
     for length in range(len(new)):
         for damaged in (new[:length], new[:length] + b"#" + new[length + 1 :]):
             with pytest.raises(ValueError, match="."):
-                unseal(damaged)
+                Manifest.unseal(damaged)
     for cut_one, whole_one in (MANIFESTS, MANIFESTS[::-1]):
         (kept / "run" / whole_one).write_bytes(old)
         for length in (0, 1, len(new) // 2, len(new) - 1):

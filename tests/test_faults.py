@@ -15,7 +15,7 @@ import pytest
 import s8lib as s8
 from benchmarks.faults import KINDS
 from s8lib.run.drive import MANIFESTS
-from s8lib.run.save import WEIGHTS, holds, unseal
+from s8lib.run.save import WEIGHTS, Manifest, holds
 from tests.fake_colab.faulty_drive import Call, FaultyDrive, fails
 from tests.places import Drive
 
@@ -95,7 +95,7 @@ def test_a_machine_that_takes_over_while_a_save_is_on_its_way_to_drive_is_not_un
     with FaultyDrive(place.folder.parent, before).installed(), pytest.raises(s8.RunFault, match="another machine"):
         place.keep(older.until(3))
     whole = next(name for name in MANIFESTS if name != torn)
-    assert unseal(place.read(whole)).writer == newer.run.writer
+    assert Manifest.unseal(place.read(whole)).writer == newer.run.writer
 
 
 def test_a_machine_takes_over_on_drive_also_before_the_first_save_is_there(tmp_path: Path) -> None:

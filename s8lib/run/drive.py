@@ -32,7 +32,6 @@ from s8lib.run.save import (
     digest,
     places,
     refuse_another,
-    unseal,
 )
 from s8lib.validation import user_path
 
@@ -142,7 +141,7 @@ class DriveFolder(Place):
     def _read_manifest(self, name: str) -> Manifest | None:
         try:
             with open(self.path / name, "rb") as file:
-                found = unseal(file.read())
+                found = Manifest.unseal(file.read())
         except RunError:
             raise
         except (FileNotFoundError, ValueError):

@@ -15,31 +15,18 @@ import shlex
 import tempfile
 import threading
 from collections.abc import Callable, Set
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, get_token
 
 from s8lib import hub_client
 from s8lib.hub_client import Head, HubError, check_repo_id, hub_errors
 from s8lib.run.place import Place, Staged
-from s8lib.run.save import (
-    CARD,
-    CHECKPOINT,
-    CONFIG,
-    LOG,
-    MANIFEST,
-    WEIGHTS,
-    Content,
-    Manifest,
-    RunError,
-    differences,
-    refuse_another,
-    unseal,
-)
+from s8lib.run.save import CARD, MANIFEST, WEIGHTS, Content, Manifest, RunError, differences, refuse_another
 
 RESUME, MAIN = "resume", "main"
-NEEDED = {WEIGHTS, CONFIG, LOG, "recipe.json", "environment.json", "report.json"}  # and a checkpoint: by a resume
+NEEDED = re.compile(r"best/.*|checkpoints/.*|epoch_log\.csv|(recipe|environment|report)\.json")  # by a resume
 CHECK_LIMIT = 30.0  # seconds that a look at the Hub may take
 STILL_LIMIT = 300.0  # seconds without a byte moving, after which an upload counts as hanging
 UNIMPORTANT = {".gitattributes", CARD}  # what a repository has when it is made
@@ -68,6 +55,7 @@ class HubRepo(Place):
         self.repo_id, self.private, self.overwrite = check_repo_id(repo_id), private, overwrite
         self.revisions = [revision] if revision else [RESUME, MAIN]
         self.token = token or get_token()  # here, as Colab gives its secrets to the main thread only
+        self._ask = partial(hub_client.ask, token=self.token, repo_id=repo_id)
         self.title = f"{repo_id} on the Hub"
         self.address = f"https://huggingface.co/{repo_id}"
         self.url = ""  # of the newest commit that was sent
@@ -129,8 +117,8 @@ class HubRepo(Place):
         if CARD in main.contents and card.exists():
             theirs = main.contents[CARD].decode(errors="replace")
             card.write_text(self.renewed_card(theirs, card.read_text(encoding="utf-8")), encoding="utf-8")
-        needed = {name: content for name, content in files.items() if _needed(name)}
-        shown = {name: content for name, content in files.items() if not CHECKPOINT.fullmatch(name)}
+        needed = {name: content for name, content in files.items() if NEEDED.fullmatch(name)}
+        shown = {name: content for name, content in files.items() if not name.startswith("checkpoints/")}
         if before.get(WEIGHTS) == files.get(WEIGHTS):
             shown = {name: before[name] for name in before if EXPORT.fullmatch(name)} | shown
         resume = there.get(RESUME, main)
@@ -149,21 +137,18 @@ class HubRepo(Place):
             return f"epoch {epoch} is NOT on the Hub; send it with: {command}"
         return f"epoch {epoch} is NOT on the Hub, though {went_out}; send the rest with: {command}"
 
-    def _ask(self, task: Callable[..., Any], limit: float, stop: threading.Event | None, **job: Any) -> Any:
-        return hub_client.ask(task, limit, stop, token=self.token, repo_id=self.repo_id, **job)
-
     def _read(self, *names: str, stop: threading.Event | None = None) -> dict[str, Head]:
         return self._ask(hub_client.read, CHECK_LIMIT, stop, revisions=self.revisions, names=names)
 
     def _manifest(self, head: Head) -> Manifest:
         """Of the save in a commit, as far as a resume needs it."""
         try:
-            manifest = unseal(head.contents[MANIFEST]) if MANIFEST in head.contents else Manifest()
+            manifest = Manifest.unseal(head.contents[MANIFEST]) if MANIFEST in head.contents else Manifest()
         except ValueError as error:
             raise RunError(
                 f"{self.title}: its {MANIFEST} is not that of a run ({error}): use another repository or revision"
             ) from None
-        needed = {name: content for name, content in manifest.files.items() if _needed(name)}
+        needed = {name: content for name, content in manifest.files.items() if NEEDED.fullmatch(name)}
         return dataclasses.replace(manifest, files=needed)
 
     def _commit(
@@ -200,7 +185,7 @@ class HubRepo(Place):
     def _ours(self, head: Head) -> Manifest:
         """The manifest of the run that is there, empty if there is none; raises if there is something else."""
         try:
-            return unseal(head.contents.get(MANIFEST, b""))
+            return Manifest.unseal(head.contents.get(MANIFEST, b""))
         except RunError as error:  # of a later s8lib
             raise RunError(f"{self.title}: {error}") from None
         except ValueError:  # none, or damaged
@@ -222,10 +207,6 @@ class HubRepo(Place):
                 f"it holds epoch {ahead} of this very run, and is not set back to an earlier one: go on "
                 "from there in an empty run folder, or publish to another repository"
             )
-
-
-def _needed(name: str) -> bool:
-    return name in NEEDED or CHECKPOINT.fullmatch(name) is not None
 
 
 def _there(name: str) -> str:

@@ -13,18 +13,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol
 
 from s8lib.run.checkpoint import Checkpoint
-from s8lib.run.save import (
-    CHECKPOINT,
-    LOG,
-    NEW,
-    WEIGHTS,
-    Content,
-    Manifest,
-    RunError,
-    differences,
-    holds,
-    refuse_another,
-)
+from s8lib.run.save import LOG, NEW, WEIGHTS, Content, Manifest, RunError, differences, holds, refuse_another
 
 if TYPE_CHECKING:
     from s8lib.run.folder import RunFolder
@@ -131,7 +120,7 @@ def bring(place: Place, run: RunFolder, newest: int, identity: Mapping[str, Any]
         shutil.rmtree(run.path / NEW / "best", ignore_errors=True)
     if best_of_log not in (best_epoch, taken) and best_of_log in there.checkpoints:
         brought(there.checkpoints[best_of_log])  # has the best weights too
-    small = {name for name in there.files.keys() - there.best().keys() if not CHECKPOINT.fullmatch(name)}
+    small = there.files.keys() - there.best().keys() - {*there.checkpoints.values()}
     for name in filter(brought, small):
         if name != LOG:
             os.replace(run.path / NEW / name, run.path / name)

@@ -12,19 +12,7 @@ from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.log import EpochLog
-from s8lib.run.save import (
-    CHECKPOINT,
-    CONFIG,
-    LOG,
-    MANIFEST,
-    PARTIAL,
-    WEIGHTS,
-    Manifest,
-    RunError,
-    holds,
-    places,
-    unseal,
-)
+from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, PARTIAL, WEIGHTS, Manifest, RunError, holds, places
 from s8lib.validation import check, user_path
 
 
@@ -45,7 +33,7 @@ class RunReader:
         """
         path, manifest = self.path / MANIFEST, Manifest()
         try:
-            manifest = unseal(path.read_bytes())
+            manifest = Manifest.unseal(path.read_bytes())
             problem = "names no checkpoint"
             traces = [*self._on_disk().values(), self.path / WEIGHTS]
         except FileNotFoundError:

@@ -92,27 +92,25 @@ class Manifest:
         """The text of the file, with a sha256 that tells when a byte of it is missing or changed."""
         return _sealed({"format": FORMAT, **dataclasses.asdict(self)})
 
+    @classmethod
+    def unseal(cls, text: bytes) -> Manifest:
+        """The manifest in a file.
 
-def unseal(text: bytes) -> Manifest:
-    """The manifest in a file.
-
-    Raises:
-        RunError: a later version of s8lib has written it.
-        ValueError: it is damaged, or no manifest.
-    """
-    values = pydantic_core.from_json(text)
-    if not isinstance(values, dict):
-        raise ValueError("it is no JSON object")
-    version = values.get("format", 1)
-    if isinstance(version, int) and version > FORMAT:
-        raise RunError(
-            f"it was saved by a later version of s8lib (format {version}, this one knows {FORMAT}): update s8lib"
-        )
-    seal = values.pop("sha256", None)
-    if (seal is not None or version != 1) and _sealed(values) != text:
-        raise ValueError("a part of it is missing or changed")
-    values = _from_format_1(values) if version == 1 else {k: v for k, v in values.items() if k != "format"}
-    return check(Manifest, json.dumps(values).encode(), ValueError)
+        Raises:
+            RunError: a later version of s8lib has written it.
+            ValueError: it is damaged, or no manifest.
+        """
+        values = pydantic_core.from_json(text)
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+        version = values.get("format", 1)
+        if isinstance(version, int) and version > FORMAT:
+            raise RunError(f"it was saved by a later version of s8lib (format {version}): update s8lib")
+        seal = values.pop("sha256", None)
+        if (seal is not None or version != 1) and _sealed(values) != text:
+            raise ValueError("a part of it is missing or changed")
+        values = _from_format_1(values) if version == 1 else {k: v for k, v in values.items() if k != "format"}
+        return check(cls, json.dumps(values).encode(), ValueError)
 
 
 def _sealed(values: dict[str, Any]) -> bytes:
