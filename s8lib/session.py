@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
 from s8lib.data.batches import Batch, EpochPlan
 from s8lib.data.cifar100 import Cifar100
+from s8lib.machine.device import deterministic_algorithms, keep_memory
 from s8lib.machine.ranks import Ranks
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, load_strictly, save_config, save_model
@@ -59,11 +60,7 @@ def lock_and_load(
 
 
 def restore(
-    saved: Checkpoint,
-    model: Network,
-    optimizer: torch.optim.SGD,
-    scaler: torch.amp.GradScaler,
-    run: RunFolder | None,
+    saved: Checkpoint, model: Network, optimizer: optim.SGD, scaler: torch.amp.GradScaler, run: RunFolder | None
 ) -> EpochLog:
     """Take over a checkpoint; on the rank that writes, see that the best weights and the log in `run` are its own.
 
@@ -168,15 +165,17 @@ def try_out(
 
 
 @contextlib.contextmanager
-def usual_settings() -> Iterator[None]:
-    """Gradients and float32, whatever the caller has switched off or set."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.set_default_dtype(before)
+def usual_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Gradients, float32 and a random state of its own, whatever the caller has switched off or set."""
+    keep_memory(device)
+    before, forked = torch.get_default_dtype(), [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(forked), deterministic_algorithms(deterministic):
+        torch.set_default_dtype(torch.float32)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

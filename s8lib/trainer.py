@@ -21,16 +21,7 @@ from s8lib.data.cifar100 import holdout as holdout_split
 from s8lib.forecast import forecast, in_words, seconds_left, until
 from s8lib.launch import ranks_to_start, train_on
 from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
-from s8lib.machine.device import (
-    autocast,
-    compile_or_eager,
-    deterministic_algorithms,
-    environment,
-    keep_memory,
-    pick_compile,
-    pick_device,
-    pick_precision,
-)
+from s8lib.machine.device import autocast, compile_or_eager, environment, pick_compile, pick_device, pick_precision
 from s8lib.machine.progress import progress_bar, tell
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
@@ -105,7 +96,6 @@ def train(
     if ranks_wanted := ranks_to_start(recipe, device, say):
         return train_on(ranks_wanted, train, given)
     device = pick_device(device)
-    keep_memory(device)
     use_compile = pick_compile(device, compile)
     pick_precision(device, precision)
     if not isinstance(model, Network):
@@ -126,9 +116,7 @@ def train(
         elif run and hub and hub not in run.copies:
             run.copies.append(hub)
         check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
-        stack.enter_context(deterministic_algorithms(deterministic))
-        stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        stack.enter_context(usual_settings())
+        stack.enter_context(usual_settings(device, deterministic))
 
         shape = {"name": model.name, "num_classes": model.config["num_classes"]}
         identity = identity_of(recipe, shape, data.fingerprint(), holdout)

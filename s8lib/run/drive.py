@@ -29,7 +29,6 @@ from s8lib.run.save import (
     RunError,
     RunFault,
     differences,
-    digest,
     places,
     refuse_another,
 )
@@ -57,10 +56,10 @@ class DriveFolder(Place):
         self.path = user_path(path).absolute()
         self.address = str(self.path)
         self._copies: dict[str, Manifest] = {}  # those of MANIFESTS that are whole, as last read or written
-        self._seen: dict[str, Content] = {}  # of files as last read
+        self._seen: dict[str, str] = {}  # sha256 of files as last read
         # Training processes that may have written the manifest: this one, and the one it took over from, whose
         # last write may come late. None before `claim`.
-        self._writers: set[str] | None = None
+        self._writers = set[str]()
         if not self.path.parent.is_dir():
             raise RunError(f"{self.path.parent} is not there: mount Google Drive before training")
 
@@ -106,8 +105,7 @@ class DriveFolder(Place):
         """
         there = self.manifest()
         refuse_another(there.identity, save.manifest.identity, self.path)
-        if self._writers is not None:
-            self._stop_unless(there.writer in self._writers)
+        self._stop_unless(not self._writers or there.writer in self._writers)
         save.looked.set()
         try:
             for folder in (self.path, self.path / "checkpoints"):  # not their parent, which a mount must bring
@@ -198,7 +196,7 @@ class DriveFolder(Place):
         manifest = dataclasses.replace(self._manifest, **changes)
         if all(self._copies.get(name) == manifest for name in MANIFESTS):
             return
-        ours = {self._manifest.writer, manifest.writer, *(self._writers or ())}
+        ours = {self._manifest.writer, manifest.writer, *self._writers}
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
         text = manifest.seal()
         content = Content(len(text), hashlib.sha256(text).hexdigest())
@@ -226,8 +224,8 @@ class DriveFolder(Place):
             return False
         if name not in self._seen:
             with open(self.path / name, "rb") as file:
-                self._seen[name] = digest(file)
-        return self._seen[name] == content
+                self._seen[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._seen[name] == content.sha256
 
     def _has(self, name: str, content: Content) -> bool:
         """Whether the Drive has a file of this name and size."""

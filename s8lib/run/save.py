@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import io
 import json
 import os
 import re
@@ -196,16 +195,11 @@ def flush(path: Path) -> None:
             os.close(folder)
 
 
-def digest(file: io.BufferedReader) -> Content:
-    """Size and sha256 of a file that is open at its beginning; it is left at its end."""
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return Content(file.tell(), sha256)
-
-
 def content_of(path: Path) -> Content:
-    """`digest` of the file at `path`."""
+    """Size and sha256 of a file."""
     with open(path, "rb") as file:
-        return digest(file)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return Content(file.tell(), sha256)
 
 
 def holds(path: Path, content: Content) -> bool:
