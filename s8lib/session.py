@@ -83,18 +83,17 @@ def restore(
         ) from error
     for group in optimizer.param_groups:
         group["fused"] = optimizer.defaults["fused"]  # the saving device's may not be this one's
-    log = saved.log
     if run:
-        _heal(run, model, saved, log)
-    return log
+        _heal(run, model, saved)
+    return saved.log
 
 
-def _heal(run: RunFolder, model: Network, saved: Checkpoint, log: EpochLog) -> None:
+def _heal(run: RunFolder, model: Network, saved: Checkpoint) -> None:
     """See that the log and the best weights in `run` are those that `saved` knows of.
 
     They may be damaged. Or the newest checkpoint is damaged, was the best so far, and an older one is resumed.
     """
-    manifest, epoch, text = run.manifest(), log.best.epoch, log.to_csv()
+    manifest, epoch, text = run.manifest(), saved.log.best.epoch, saved.log.to_csv()
     path = run.path / LOG
     if LOG not in manifest.files or not path.is_file() or path.read_bytes() != text.encode():
         run.renew(lambda new: (new / LOG).write_text(text, encoding="utf-8"))
