@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from s8lib.data.batches import Batch, EpochPlan
 from s8lib.data.cifar100 import Cifar100
-from s8lib.machine.device import deterministic_algorithms, keep_memory
+from s8lib.machine.device import keep_memory
 from s8lib.machine.ranks import Ranks
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, load_strictly, save_config, save_model
@@ -165,16 +165,24 @@ def try_out(
 
 @contextlib.contextmanager
 def usual_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
-    """Gradients, float32 and a random state of its own, whatever the caller has switched off or set."""
+    """Gradients, float32 and a random state of its own, whatever the caller has switched off or set.
+
+    With `deterministic` equal runs are equal to the last bit on a GPU too, at some cost in speed.
+    """
     keep_memory(device)
-    before, forked = torch.get_default_dtype(), [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(forked), deterministic_algorithms(deterministic):
-        torch.set_default_dtype(torch.float32)
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                yield
-        finally:
-            torch.set_default_dtype(before)
+    cudnn, forked = torch.backends.cudnn, [device] if device.type == "cuda" else []
+    dtype, algorithms = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    of_cudnn = cudnn.deterministic, cudnn.benchmark
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(deterministic or algorithms)
+    cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic
+    try:
+        with torch.random.fork_rng(forked), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.use_deterministic_algorithms(algorithms)
+        cudnn.deterministic, cudnn.benchmark = of_cudnn
 
 
 @contextlib.contextmanager

@@ -99,10 +99,7 @@ def train(
     use_compile = pick_compile(device, compile)
     pick_precision(device, precision)
     if not isinstance(model, Network):
-        kind = type(model).__name__
-        raise ModelError(
-            f"train takes one of the library's networks itself, not a {kind}: it compiles it if asked"
-        )
+        raise ModelError(f"train takes one of the library's networks itself, not a {type(model).__name__}")
     recipe = dataclasses.replace(recipe, model=model.name)
     run = RunFolder(run, say=say) if isinstance(run, str | Path) else run
     train_set, selection_set = data.train, None

@@ -19,11 +19,14 @@ def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int,
 
     On a GPU that also takes deterministic algorithms. `masks` is what draws dropout's.
     """
+    has = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported(), "amx": torch.cpu._is_amx_tile_supported()}
+    # What torch's own kernels and oneDNN's are chosen by.
+    instructions = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in has.items() if there)]
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
         "threads": torch.get_num_threads(),
-        "instructions": _instructions() if device.type == "cpu" else "",
+        "instructions": " ".join(instructions) if device.type == "cpu" else "",
         "torch": str(torch.__version__),  # a subclass of str would need a pickle
         "compiled": compiled,
         "ranks": ranks,
@@ -63,9 +66,3 @@ def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Ca
     if differing:
         bits = "" if saved["dropout masks"] != here["dropout masks"] else " in their last bits"
         say(f"NOTE: weights will differ{bits} from an uninterrupted run's: {'; '.join(differing)}")
-
-
-def _instructions() -> str:
-    """What torch's own kernels and oneDNN's are chosen by."""
-    has = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported(), "amx": torch.cpu._is_amx_tile_supported()}
-    return " ".join([torch.backends.cpu.get_cpu_capability(), *(name for name, there in has.items() if there)])

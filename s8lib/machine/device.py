@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,20 +88,6 @@ def pick_compile(device: torch.device, compile: str = "auto") -> bool:
     if compile == "auto":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
     return compile == "on"
-
-
-@contextlib.contextmanager
-def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Make equal runs equal to the last bit on a GPU, at some cost in speed; a CPU needs nothing."""
-    cudnn, algorithms_before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
-    cudnn_before = cudnn.deterministic, cudnn.benchmark
-    torch.use_deterministic_algorithms(enabled or algorithms_before)
-    cudnn.deterministic, cudnn.benchmark = enabled, not enabled
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(algorithms_before)
-        cudnn.deterministic, cudnn.benchmark = cudnn_before
 
 
 def compile_or_eager(

@@ -32,18 +32,16 @@ class RunReader:
             RunError: it cannot be read, or names nothing beside files that only a save leaves.
         """
         path, manifest = self.path / MANIFEST, Manifest()
+        traces = (*self._on_disk().values(), self.path / WEIGHTS, self.path / LOG)
+        left = [trace for trace in traces if trace.exists()]
         try:
-            manifest = Manifest.unseal(path.read_bytes())
-            problem = "names no checkpoint"
-            traces = [*self._on_disk().values(), self.path / WEIGHTS]
+            manifest, problem = Manifest.unseal(path.read_bytes()), "names no checkpoint"
         except FileNotFoundError:
             problem = "is missing"
-            traces = [*self._on_disk().values(), self.path / WEIGHTS, self.path / LOG]
         except RunError as error:
             raise RunError(f"{self.path} cannot be gone on with: {error}") from None
         except (OSError, ValueError) as error:
-            problem, traces = f"cannot be read ({error})", [self.path]
-        left = [trace for trace in traces if trace.exists()]
+            problem, left = f"cannot be read ({error})", [self.path]
         if left and not manifest.checkpoints:
             raise RunError(
                 f"{path} {problem}, but {left[-1]} is there, and a run never starts over silently: bring the file "

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 from collections.abc import Callable
 
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.folder import RunFolder, Write, how_to_go_on
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Writes the saves of `run`, of which a kill then costs the one under way. Leaving it waits for that one.
 
     Args:
@@ -21,9 +22,6 @@ class Writer:
         self.run, self.then = run, then
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
         self._save: concurrent.futures.Future[None] | None = None
-
-    def __enter__(self) -> Writer:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._thread.shutdown()
