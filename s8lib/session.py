@@ -26,13 +26,7 @@ from s8lib.run.writer import Writer
 
 
 def check_fit(
-    recipe: Recipe,
-    model: Network,
-    data: Cifar100,
-    images: int,
-    ranks: Ranks,
-    sync_batchnorm: bool,
-    device: torch.device,
+    recipe: Recipe, model: Network, data: Cifar100, images: int, ranks: Ranks, sync: bool, device: torch.device
 ) -> None:
     """Refuse what cannot be trained, before anything is written."""
     model.name_classes(data.classes)
@@ -42,7 +36,7 @@ def check_fit(
         raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images: take less")
     if recipe.batch_size % ranks.world:
         raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
-    if sync_batchnorm and device.type != "cuda":
+    if sync and device.type != "cuda":
         raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
 
 

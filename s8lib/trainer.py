@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, amp, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
 from s8lib.data import augment
@@ -123,7 +123,7 @@ def train(
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(recipe, model, device, precision)
-        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        scaler = amp.GradScaler(device.type, enabled=precision == "fp16")
         log = restore(saved, model, optimizer, scaler, run) if saved else EpochLog()
         if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
             say(f"this run is finished: {log.summary()}")
@@ -213,12 +213,7 @@ def train(
 
 
 def train_epoch(
-    plan: EpochPlan,
-    loss_of: LossOf,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    ranks: Ranks,
-    writer: Writer,
+    plan: EpochPlan, loss_of: LossOf, optimizer: optim.SGD, scaler: amp.GradScaler, ranks: Ranks, writer: Writer
 ) -> dict[str, float]:
     """The steps of one epoch, and the columns of its row that they come to.
 

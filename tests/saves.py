@@ -62,7 +62,7 @@ class Machine:
                 self.training = True
             for parameter in self.model.parameters():
                 nn.init.constant_(parameter, epoch)
-            state = Checkpoint(self.identity, self.model.state_dict(), {}, {}, list(self.log))
+            state = Checkpoint(self.identity, self.model.state_dict(), {}, {}, self.log)
             self.run.save(state, self.write_best if is_best else None)
             self.run.copy()
         return self

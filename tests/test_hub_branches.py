@@ -94,7 +94,7 @@ def test_a_break_between_the_two_commits_costs_no_epoch_and_the_rest_is_sent_wit
     hub.fail("commit", 403, skip=1)
     machine.until(7).run.sync()
     assert machine.lines[-1].startswith("epoch 7 is NOT on the Hub, though ")
-    assert ", and its checkpoint is there, on the branch resume; send the rest with: s8lib" in machine.lines[-1]
+    assert ", and its checkpoint is there, on the branch resume; send it with: s8lib" in machine.lines[-1]
     check_consistent(hub.commits(NAME)[-1], 3, tmp_path)
     moved = hub.requests.count("lfs_put")
     new = publishing(tmp_path / "new")

@@ -133,9 +133,8 @@ class HubRepo(Place):
     def missing(self, path: Path, epoch: int) -> str:
         command = f"s8lib publish --run {shlex.quote(str(path))} --hub-repo {self.repo_id}"
         under_way, went_out = self._out
-        if under_way != epoch:
-            return f"epoch {epoch} is NOT on the Hub; send it with: {command}"
-        return f"epoch {epoch} is NOT on the Hub, though {went_out}; send the rest with: {command}"
+        though = f", though {went_out}" if under_way == epoch else ""
+        return f"epoch {epoch} is NOT on the Hub{though}; send it with: {command}"
 
     def _read(self, *names: str, stop: threading.Event | None = None) -> dict[str, Head]:
         return self._ask(hub_client.read, CHECK_LIMIT, stop, revisions=self.revisions, names=names)

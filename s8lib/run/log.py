@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import io
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -95,13 +94,9 @@ class EpochLog(list[Epoch]):
         `holdout_acc` is the last column where images are held out.
         """
         columns = COLUMNS + (("holdout_acc",) if self and self[0].holdout_acc is not None else ())
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(columns)
-        for row in self:
-            values = (getattr(row, name) for name in columns)
-            writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in values])
-        return out.getvalue()
+        rows = ([getattr(row, name) for name in columns] for row in self)
+        texts = ([f"{value:.6g}" if isinstance(value, float) else str(value) for value in row] for row in rows)
+        return "".join(",".join(row) + "\n" for row in (columns, *texts))
 
     @classmethod
     def read(cls, path: str | Path) -> EpochLog:
