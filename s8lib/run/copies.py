@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 
 from s8lib.machine.progress import byte_bar
 from s8lib.run.folder import RunFolder
-from s8lib.run.place import Place, Staged, bring
+from s8lib.run.place import Place, Sending, bring
 from s8lib.run.save import CARD, CONFIG, LOG, NEW, OUTGOING, WEIGHTS, RunError, RunFault, content_of, holds
 
 TICK = 0.1  # seconds between two looks at a copy that is waited for
@@ -82,7 +81,7 @@ class Copies:
         self._collect(run)
         self._due = self._due or run.manifest().epoch % self.every == 0
         sending = self._start(run)
-        if sending and sending.save.looked.wait(LOOK) and isinstance(sending.problem, RunFault):
+        if sending and sending.looked.wait(LOOK) and isinstance(sending.problem, RunFault):
             sending.join()
             self._collect(run)
 
@@ -96,7 +95,7 @@ class Copies:
         if self.pause is None:
             self._sent, self._due = None, True  # other files may be newer; what is there is not sent again
         sending = self._under_way
-        on_its_way = sending and (sending.run_path, sending.save.manifest.epoch)
+        on_its_way = sending and (sending.run_path, sending.manifest.epoch)
         self._due = self._due or (run.path, epoch) not in (self._sent, on_its_way)
         done = False
         try:
@@ -104,7 +103,7 @@ class Copies:
             done = self._sent == (run.path, epoch)
         finally:  # also after Ctrl-C, which ends the waiting
             if sending := self._under_way:
-                sending.save.stop.set()
+                sending.stop.set()
                 sending.join(LOOK)
                 if not sending.is_alive():
                     self._forget(sending)
@@ -119,12 +118,12 @@ class Copies:
             while True:
                 self._start(run)
                 now, sending = time.monotonic(), self._under_way
-                if sending and sending.save.moved != moved:
-                    moved, moved_at = sending.save.moved, now
+                if sending and sending.moved != moved:
+                    moved, moved_at = sending.moved, now
                 end = moved_at + self.wait
                 if now > end or (not sending and (not self._due or self._not_before > end)):
                     return
-                bar.total = sending.save.bytes if sending else bar.total
+                bar.total = sending.bytes if sending else bar.total
                 bar.update(moved - bar.n)
                 if bar.disable and now > told + TOLD_EVERY:
                     rate = f"{max(moved - told_of, 0) / 1e6 / (now - told):.2g} MB/s"
@@ -136,17 +135,17 @@ class Copies:
                 self._collect(run, last=True)
 
     @property
-    def _under_way(self) -> _Sending | None:
+    def _under_way(self) -> Sending | None:
         return _SENDING.get(self.place.address)
 
-    def _start(self, run: RunFolder) -> _Sending | None:
+    def _start(self, run: RunFolder) -> Sending | None:
         """Start sending the newest save, if it is due and nothing is under way."""
         if not self._due or self._under_way or time.monotonic() < self._not_before:
             return None
         self._due = False
         try:
-            sending = _Sending(self.place, run.path, stage(run, *self.extras(run)))
-        except (OSError, RunError, ValueError) as error:  # a full disk, a damaged file, a card that fails
+            sending = stage(self.place, run, *self.extras(run))
+        except (OSError, ValueError) as error:  # a full disk, a damaged file, a card that fails
             self._failed(run, run.manifest().epoch, OSError(str(error)))
             return None
         _SENDING[self.place.address] = sending
@@ -159,7 +158,7 @@ class Copies:
         if not sending or sending.is_alive():
             return
         self._forget(sending)
-        epoch, problem = sending.save.manifest.epoch, sending.problem
+        epoch, problem = sending.manifest.epoch, sending.problem
         if isinstance(problem, RunFault):
             raise problem
         if problem:
@@ -169,9 +168,9 @@ class Copies:
             run.say(said)
         self._sent, self._failures, self.problem = (sending.run_path, epoch), 0, None
 
-    def _forget(self, sending: _Sending) -> None:
+    def _forget(self, sending: Sending) -> None:
         del _SENDING[self.place.address]
-        shutil.rmtree(sending.save.folder, ignore_errors=True)
+        shutil.rmtree(sending.folder, ignore_errors=True)
 
     def _failed(self, run: RunFolder, epoch: int, problem: Exception, last: bool = False) -> None:
         self.problem = problem
@@ -188,7 +187,7 @@ class Copies:
         run.say(f"{self.place.title}: epoch {epoch} was not sent ({problem}){then}")
 
 
-def stage(run: RunFolder, extras: Mapping[str, Path | str | bytes], message: str) -> Staged:
+def stage(place: Place, run: RunFolder, extras: Mapping[str, Path | str | bytes], message: str) -> Sending:
     """Put the newest save of `run`, and `extras` beside or for its files, where training changes nothing."""
     manifest, folder = run.manifest(), run.path / OUTGOING / uuid.uuid4().hex
     intact = all(holds(run.find(name), content) for name, content in manifest.best().items())
@@ -214,7 +213,8 @@ def stage(run: RunFolder, extras: Mapping[str, Path | str | bytes], message: str
         raise
     files |= {name: manifest.files[name] for name in saved}
     best_epoch = manifest.best_epoch if best else None
-    return Staged(folder, dataclasses.replace(manifest, files=files, best_epoch=best_epoch), message)
+    manifest = dataclasses.replace(manifest, files=files, best_epoch=best_epoch)
+    return Sending(place, run.path, folder, manifest, message)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -225,23 +225,5 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-class _Sending(threading.Thread):
-    """One copy on its way. A daemon: the process must end though a place hangs."""
-
-    def __init__(self, place: Place, run_path: Path, save: Staged) -> None:
-        super().__init__(name=f"copy to {place.title}", daemon=True)
-        self.place, self.run_path, self.save, self.said = place, run_path, save, ""
-        self.problem: Exception | None = OSError("the copy broke off")
-
-    def run(self) -> None:
-        try:
-            self.said = self.place.send(self.save)
-            self.problem = None
-        except (OSError, RunFault, ValueError) as error:  # ValueError: what somebody has to change, RunError too
-            self.problem = error
-        finally:
-            self.save.looked.set()
-
-
 # By address: a copy outlives the notebook cell, and the Copies, that began it.
-_SENDING: dict[str, _Sending] = {}
+_SENDING: dict[str, Sending] = {}

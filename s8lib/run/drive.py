@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from s8lib.run.place import Place, Staged
+from s8lib.run.place import Place, Sending
 from s8lib.run.save import (
     CHECKPOINT,
     FULL,
@@ -98,7 +98,7 @@ class DriveFolder(Place):
                 return True
         return False
 
-    def send(self, save: Staged) -> str:
+    def send(self, save: Sending) -> str:
         """Bring a save onto the Drive, if the run there is this one, and nobody has taken it over since `claim`.
 
         It keeps the newest five. A resume has brought what is newer there, unless it could not read the Drive.
@@ -152,7 +152,7 @@ class DriveFolder(Place):
         if not ours:
             raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
 
-    def _send_save(self, save: Staged) -> None:
+    def _send_save(self, save: Sending) -> None:
         """Everything of the save that is not there yet, each thing before the manifest that names it."""
         new, best = save.manifest, save.manifest.best()
         newest = new.checkpoints[new.epoch]
@@ -170,7 +170,7 @@ class DriveFolder(Place):
         self._commit(**changes)
         self._writers = self._writers or {"", new.writer}
 
-    def _send_best(self, save: Staged) -> None:
+    def _send_best(self, save: Sending) -> None:
         """New weights never take the place of those that the manifest on the Drive names."""
         best, place = save.manifest.best(), BEST[0]
         if self._place_of(best) != place and self._place_of(self._manifest.best()) == place:
@@ -179,7 +179,7 @@ class DriveFolder(Place):
         for name in best:
             self._send(save, name, f"{place}/{Path(name).name}")
 
-    def _send(self, save: Staged, name: str, target: str) -> None:
+    def _send(self, save: Sending, name: str, target: str) -> None:
         """Copy a file, unless it is there, and verify the copy."""
         content = save.manifest.files[name]
         if not self._holds(target, content):

@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, get_token
 
 from s8lib import hub_client
 from s8lib.hub_client import Head, HubError, check_repo_id, hub_errors
-from s8lib.run.place import Place, Staged
+from s8lib.run.place import Place, Sending
 from s8lib.run.save import CARD, MANIFEST, WEIGHTS, Content, Manifest, RunError, differences, refuse_another
 
 RESUME, MAIN = "resume", "main"
@@ -104,7 +104,7 @@ class HubRepo(Place):
             self._ours(head)
         self.exports = there[MAIN].contents.get(EXPORTS, b"")
 
-    def send(self, save: Staged) -> str:
+    def send(self, save: Sending) -> str:
         """A commit on each branch; what it takes the place of leaves the branch's head in the same commit."""
         save.looked.set()  # nobody takes a repository over: it refuses a commit if someone else's came in between
         self._out = 0, ""
@@ -151,7 +151,7 @@ class HubRepo(Place):
         return dataclasses.replace(manifest, files=needed)
 
     def _commit(
-        self, save: Staged, branch: str, files: dict[str, Content], head: Head, old: Set[str], new: bool = False
+        self, save: Sending, branch: str, files: dict[str, Content], head: Head, old: Set[str], new: bool = False
     ) -> tuple[str, str]:
         """Commit `save`, as far as `branch` is to have it; of `files`, those not staged are there."""
         (save.folder / MANIFEST).write_bytes(dataclasses.replace(save.manifest, files=files).seal())

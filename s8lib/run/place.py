@@ -6,10 +6,9 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING, Any, Protocol
 
 from s8lib.run.checkpoint import Checkpoint
@@ -19,28 +18,39 @@ if TYPE_CHECKING:
     from s8lib.run.folder import RunFolder
 
 
-@dataclass(eq=False)
-class Staged:
-    """A save on its way: its manifest, and its files under their names in `folder`, which training cannot change.
+class Sending(threading.Thread):
+    """A save on its way to a place. A daemon: the process must end though a place hangs.
 
     Attributes:
+        folder: where its files lie under their names, and training changes nothing.
         message: what the copy is called.
-        looked: set when it is seen that this save may come to the place.
+        looked: set when it is seen that the save may come to the place.
         stop: set when nobody waits for it any more.
         moved: bytes that have gone out, as far as the place can tell.
+        said: what there is to say once it has arrived.
+        problem: why it has not arrived.
     """
 
-    folder: Path
-    manifest: Manifest
-    message: str
-    looked: Event = field(default_factory=Event)
-    stop: Event = field(default_factory=Event)
-    moved: int = 0
+    def __init__(self, place: Place, run_path: Path, folder: Path, manifest: Manifest, message: str) -> None:
+        super().__init__(name=f"copy to {place.title}", daemon=True)
+        self.place, self.run_path, self.folder, self.manifest = place, run_path, folder, manifest
+        self.message, self.moved, self.said = message, 0, ""
+        self.looked, self.stop = threading.Event(), threading.Event()
+        self.problem: Exception | None = OSError("the copy broke off")
 
     @property
     def bytes(self) -> int:
         """Of what the manifest answers for."""
         return sum(content.bytes for content in self.manifest.files.values())
+
+    def run(self) -> None:
+        try:
+            self.said = self.place.send(self)
+            self.problem = None
+        except (OSError, RuntimeError, ValueError) as error:  # RunFault is a RuntimeError, RunError a ValueError
+            self.problem = error
+        finally:
+            self.looked.set()
 
 
 class Place(Protocol):
@@ -65,7 +75,7 @@ class Place(Protocol):
     def claim(self, here: Manifest) -> None:
         """From now on the training process that has written `here` saves there."""
 
-    def send(self, save: Staged) -> str:
+    def send(self, save: Sending) -> str:
         """Bring a save there, its manifest last, and drop what is too old; what there is to say about it.
 
         It sets nothing back to an earlier epoch, sets `save.looked`, and may give up when `save.stop` is set.
