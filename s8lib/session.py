@@ -45,10 +45,9 @@ def lock_and_load(
 ) -> Checkpoint | RunError | None:
     """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
     try:
-        if run is None:
-            return None
-        stack.enter_context(run.lock())
-        return run.resume(identity)
+        if run:
+            stack.enter_context(run.lock())
+        return run and run.resume(identity)
     except RunError as error:
         return error
 

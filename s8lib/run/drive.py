@@ -165,19 +165,15 @@ class DriveFolder(Place):
         if new.best_epoch in dataclasses.replace(new, files=files).checkpoints:
             self._commit(**changes)  # already: until the best weights are there, that checkpoint has them
         if best:
-            self._send_best(save)
+            place = BEST[0]
+            if self._place_of(best) != place and self._place_of(self._manifest.best()) == place:
+                place = BEST[1]  # new weights never take the place of those that the manifest on the Drive names
+            _make_folder(self.path / place)
+            for name in best:
+                self._send(save, name, f"{place}/{Path(name).name}")
             changes |= {"files": files | best, "best_epoch": new.best_epoch}
         self._commit(**changes)
         self._writers = self._writers or {"", new.writer}
-
-    def _send_best(self, save: Sending) -> None:
-        """New weights never take the place of those that the manifest on the Drive names."""
-        best, place = save.manifest.best(), BEST[0]
-        if self._place_of(best) != place and self._place_of(self._manifest.best()) == place:
-            place = BEST[1]
-        _make_folder(self.path / place)
-        for name in best:
-            self._send(save, name, f"{place}/{Path(name).name}")
 
     def _send(self, save: Sending, name: str, target: str) -> None:
         """Copy a file, unless it is there, and verify the copy."""
