@@ -20,8 +20,6 @@ from s8lib.presets import PRESETS, choose_recipe, run_name
 from s8lib.validation import BadInput, user_path
 
 if TYPE_CHECKING:
-    import torch
-
     from s8lib.models.network import Network
     from s8lib.report.card import Export
 
@@ -45,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     signal.signal(signal.SIGTERM, _terminate)
     try:
+        if "device" in options:
+            from s8lib.machine.device import pick_device  # here: it loads torch
+
+            options.device = pick_device(options.device)
         options.command(options)
     except (BadInput, s8.RunFault, OSError, ImportError) as error:  # ImportError: an extra, such as gradio
         if _is_first_rank():  # every rank finds the same error
@@ -58,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    device = _device(options)
-    recipe = _recipe(options, device)
+    recipe, device = _recipe(options), options.device
     data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
     model = s8.build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
     run, hub = s8.RunFolder(options.run or Path("runs", run_name(recipe, data))), None
@@ -71,24 +72,17 @@ def _train(options: argparse.Namespace) -> None:
     s8.train(recipe, model, data, run, hub, device, **{name: getattr(options, name) for name in passed_on})
 
 
-def _device(options: argparse.Namespace) -> torch.device:
-    from s8lib.machine.device import pick_device  # here: it loads torch
-
-    return pick_device(options.device)
-
-
-def _recipe(options: argparse.Namespace, device: torch.device) -> s8.Recipe:
-    chosen = choose_recipe(
-        options.recipe, model=options.model, seed=options.seed, epochs=options.epochs, device=device
-    )
+def _recipe(options: argparse.Namespace) -> s8.Recipe:
+    named = {name: getattr(options, name) for name in ("model", "seed", "epochs", "device")}
+    chosen = choose_recipe(options.recipe, **named)
     return chosen.with_settings(dict(map(_setting, options.set)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    device, model = _device(options), _network(options)  # before the data: it may be missing, and they a download
+    model = _network(options)  # before the data: it may be missing, and they a download
     data = s8.data_of(s8.RunFolder(options.run), options.data) if options.run else s8.choose_data(options.data)
     model.refuse_other_classes(len(data.classes))
-    metrics = s8.evaluate(model, data.test, device, options.precision, flips=options.flips)
+    metrics = s8.evaluate(model, data.test, options.device, options.precision, flips=options.flips)
     views = ", each averaged with its mirror image" if options.flips else ""
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}{views}")
     print(metrics.table(data.classes))
@@ -140,7 +134,7 @@ def _checks(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    device, run = _device(options), s8.RunFolder(options.run)
+    run, measuring = s8.RunFolder(options.run), {"device": options.device, "precision": options.precision}
     try:
         data = s8.data_of(run, options.data, download=False)
     except (s8.DataError, s8.RunError) as error:
@@ -148,9 +142,7 @@ def _report(options: argparse.Namespace) -> None:
             raise
         print(f"without --data nothing is measured and no images are shown: {error}")
         data = None
-    s8.report.write(
-        run, data, target=options.target, film=not options.no_video, device=device, precision=options.precision
-    )
+    s8.report.write(run, data, target=options.target, film=not options.no_video, **measuring)
     print(s8.report.contents(run))
     print(run.log().summary())
 

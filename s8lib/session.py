@@ -47,7 +47,7 @@ def lock_and_load(
     try:
         if run:
             stack.enter_context(run.lock())
-        return run and run.resume(identity)
+        return run.resume(identity) if run else None
     except RunError as error:
         return error
 

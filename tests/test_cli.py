@@ -145,13 +145,13 @@ def test_settings_seed_model_and_epochs_reach_the_recipe(tmp_path: Path) -> None
         ["train", "--recipe", "seed-100", "--epochs", "50", "--seed", "7", "--model", "wrn-16-4"]
         + ["--set", "dropout=0.1,0", "--set", "patience=null", "--set", "augmentation=light"]
     )
-    recipe = cli._recipe(options, torch.device("cpu"))
+    recipe = cli._recipe(options)
     assert (recipe.epochs, recipe.phase1_epochs, recipe.cycle_epochs) == (50, 30, 12.5)
     assert (recipe.seed, recipe.model, recipe.dropout) == (7, "wrn-16-4", (0.1, 0))
     assert (recipe.patience, recipe.augmentation) == (None, ("light", "light"))
     recipe.save(tmp_path / "recipe.json")
     again = cli._parser().parse_args(["train", "--recipe", str(tmp_path / "recipe.json")])
-    assert cli._recipe(again, torch.device("cpu")) == recipe
+    assert cli._recipe(again) == recipe
 
 
 def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:

@@ -183,16 +183,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Put a file, or the names in a folder, on disk for good."""
-    if path.is_file():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-        return
-    with contextlib.suppress(OSError):  # Windows and some network mounts cannot sync a folder; its files are safe
-        folder = os.open(path, os.O_RDONLY)
+    folder = path.is_dir()
+    # Windows and some network mounts cannot sync a folder; its files are safe.
+    with contextlib.suppress(OSError) if folder else contextlib.nullcontext():
+        number = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
         try:
-            os.fsync(folder)
+            os.fsync(number)
         finally:
-            os.close(folder)
+            os.close(number)
 
 
 def content_of(path: Path) -> Content:
