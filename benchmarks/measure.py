@@ -32,7 +32,7 @@ from s8lib.optimizer import make_optimizer
 from s8lib.recipe import POLICIES
 from s8lib.run.checkpoint import Checkpoint, snapshot
 from s8lib.run.log import COLUMNS
-from s8lib.run.writer import Writer
+from s8lib.session import Writer
 
 
 @dataclasses.dataclass

@@ -11,8 +11,7 @@ import s8lib as s8
 from s8lib.data.batches import plan_epoch
 from s8lib.machine.ranks import ALONE
 from s8lib.optimizer import make_optimizer
-from s8lib.run.writer import Writer
-from s8lib.session import try_out
+from s8lib.session import Writer, try_out
 from s8lib.trainer import loss_function, train_epoch  # the loop itself: a copy would prove nothing
 
 

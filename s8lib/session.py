@@ -1,7 +1,8 @@
-"""Around the loop: what must fit before it starts, what it goes on from, and what is left when it is stopped."""
+"""Around the loop: what must fit before it, what it goes on from, its saves, what is left when it is stopped."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,9 @@ from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, load_strictly, save_config, save_model
 from s8lib.recipe import Recipe, RecipeError
 from s8lib.run.checkpoint import Checkpoint
-from s8lib.run.folder import RunFolder, how_to_go_on
+from s8lib.run.folder import RunFolder, Write, how_to_go_on
 from s8lib.run.log import EpochLog
 from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, RunFault, holds
-from s8lib.run.writer import Writer
 
 
 def check_fit(
@@ -104,6 +104,53 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint) -> None:
         run.say(
             f"{run.best} does not hold epoch {epoch}, and no checkpoint of it is left: a better one replaces it"
         )
+
+
+class Writer(contextlib.AbstractContextManager["Writer"]):
+    """Writes the saves of `run`, one at a time, while training goes on. A kill costs that one, leaving waits for it.
+
+    Args:
+        run: where to; None saves nothing.
+        then: called by the one who trains when a save is on the disk.
+    """
+
+    def __init__(self, run: RunFolder | None = None, then: Callable[[], object] = lambda: None) -> None:
+        self.run, self.then = run, then
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "save")
+        self._save: concurrent.futures.Future[None] | None = None
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown()
+        if self.run and self._save and (problem := self._save.exception()):  # another one is on its way up
+            self.run.say(str(problem))
+
+    def begin(self, checkpoint: Checkpoint, save_best: Write | None) -> None:
+        """Begin to write what training will not change; see `RunFolder.save`."""
+        self.finish()
+        if self.run:
+            self._save = self._thread.submit(self.run.save, checkpoint, save_best)
+
+    def look(self) -> None:
+        """If the save under way is on the disk, let the copies and `then` have it."""
+        if self._save and self._save.done() and not self._save.exception():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save under way, and do as `look`.
+
+        Raises:
+            RunFault: it could not be made, or another process has taken the run over.
+        """
+        if self.run and self._save:
+            save, self._save = self._save, None
+            save.result()
+            self.run.copy()
+            self.then()
+
+    def how_to_go_on(self) -> str:
+        """What `folder.how_to_go_on` says once the save under way has ended, however it has."""
+        concurrent.futures.wait([self._save] if self._save else [])
+        return how_to_go_on(self.run)
 
 
 class NonFiniteLoss(RunFault):

@@ -35,9 +35,9 @@ from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog, selector
 from s8lib.run.save import RunError, identity_of
-from s8lib.run.writer import Writer
 from s8lib.session import (
     NonFiniteLoss,
+    Writer,
     check_fit,
     check_health,
     lock_and_load,

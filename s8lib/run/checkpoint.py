@@ -84,11 +84,8 @@ class Checkpoint:
 def snapshot(states: Any) -> Any:
     """Nested states with a copy of each tensor on the CPU, which training does not change any more."""
     devices = {leaf.device for leaf in pytree.tree_leaves(states) if isinstance(leaf, Tensor)}
-    copies = pytree.tree_map_only(Tensor, _on_cpu, states)
+    # Pinned, where they come from a GPU.
+    copies = pytree.tree_map_only(Tensor, lambda t: t.detach().to("cpu", non_blocking=True, copy=True), states)
     for device in devices - {torch.device("cpu")}:
         torch.accelerator.synchronize(device)  # once for all of them
     return copies
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", non_blocking=True, copy=True)  # pinned, if it comes from a GPU
