@@ -74,8 +74,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _recipe(options: argparse.Namespace) -> s8.Recipe:
     named = {name: getattr(options, name) for name in ("model", "seed", "epochs", "device")}
-    chosen = choose_recipe(options.recipe, **named)
-    return chosen.with_settings(dict(map(_setting, options.set)))
+    return choose_recipe(options.recipe, **named).with_settings(dict(map(_setting, options.set)))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -71,9 +71,7 @@ def restore(
             scaler.load_state_dict(saved.scaler)
     except (ModelError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         where = f" in {run.path}" if run else ""
-        raise RunError(
-            f"the newest checkpoint{where} does not fit this run ({error}): use another run folder"
-        ) from error
+        raise RunError(f"the newest checkpoint{where} does not fit ({error}): use another run folder") from error
     for group in optimizer.param_groups:
         group["fused"] = optimizer.defaults["fused"]  # the saving device's may not be this one's
     if run:
@@ -107,7 +105,7 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint) -> None:
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Writes the saves of `run`, one at a time, while training goes on. A kill costs that one, leaving waits for it.
+    """Writes the saves of `run` while training goes on, one at a time; a kill costs that one. Leaving waits for it.
 
     Args:
         run: where to; None saves nothing.

@@ -173,8 +173,7 @@ def train(
             test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
             if not math.isfinite(test.loss):
                 raise NonFiniteLoss(
-                    f"the last steps of epoch {epoch + 1} made the test loss infinite or NaN; "
-                    + writer.how_to_go_on()
+                    f"the end of epoch {epoch + 1} made the test loss infinite or NaN; " + writer.how_to_go_on()
                 )
             held = selection_set and evaluate(model, selection_set, device, precision=precision, ranks=ranks)
             selection_acc = held.top1 if held else test.top1
