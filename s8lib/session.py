@@ -105,7 +105,7 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint) -> None:
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Writes the saves of `run` while training goes on, one at a time: a kill costs that one, leaving waits for it.
+    """Writes the saves of `run` while training goes on, one at a time; a kill costs that one, leaving awaits it.
 
     Args:
         run: where to; None saves nothing.
