@@ -262,9 +262,7 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
     try:
         runtime.unassign()
     except (errors.Error, OSError) as error:
-        say(
-            f"this machine was not given back ({one_line(error)}): Runtime > Disconnect and delete runtime does it"
-        )
+        say(f"the machine is not given back ({one_line(error)}): Runtime > Disconnect and delete runtime does it")
 
 
 def _flush_and_unmount() -> str:

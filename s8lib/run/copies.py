@@ -107,8 +107,7 @@ class Copies:
                 sending.join(LOOK)
                 if not sending.is_alive():
                     self._forget(sending)
-            said = self.place.summary() if done else self.place.missing(run.path, epoch)
-            if said:
+            if said := self.place.summary() if done else self.place.missing(run.path, epoch):
                 run.say(said)
         return done
 
