@@ -211,8 +211,7 @@ def stage(place: Place, run: RunFolder, extras: Mapping[str, Path | str | bytes]
         shutil.rmtree(folder, ignore_errors=True)
         raise
     files |= {name: manifest.files[name] for name in saved}
-    best_epoch = manifest.best_epoch if best else None
-    manifest = dataclasses.replace(manifest, files=files, best_epoch=best_epoch)
+    manifest = dataclasses.replace(manifest, files=files, best_epoch=manifest.best_epoch if best else None)
     return Sending(place, run.path, folder, manifest, message)
 
 

@@ -123,8 +123,7 @@ class HubRepo(Place):
             shown = {name: before[name] for name in before if EXPORT.fullmatch(name)} | shown
         resume = there.get(RESUME, main)
         # A new branch is a copy of main, of which nothing is to stay.
-        copied = resume.commit == main.commit
-        old = main.held - {".gitattributes"} if copied else ours[RESUME].files.keys()
+        old = main.held - {".gitattributes"} if resume.commit == main.commit else ours[RESUME].files.keys()
         _, kept = self._commit(save, RESUME, needed, resume, old, new=RESUME not in there)
         self.url, _ = self._commit(save, MAIN, shown, main, before.keys())
         room = f"; checkpoints of before still take room there ({kept})" if kept else ""
