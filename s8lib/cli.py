@@ -22,7 +22,7 @@ from s8lib.validation import BadInput, user_path
 if TYPE_CHECKING:
     import torch
 
-    from s8lib.models.network import Network
+    from s8lib.models.networks import Network
     from s8lib.report.card import Export
 
 FIRST_STEPS = "first steps: `s8lib train --run runs/first`, then `s8lib predict --run runs/first photo.jpg`"

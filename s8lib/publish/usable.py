@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from s8lib.data.augment import MEAN, SIDE, STD
-from s8lib.models.network import Network
+from s8lib.models.networks import Network
 from s8lib.run.folder import RunFolder
 from s8lib.run.save import CONFIG
 

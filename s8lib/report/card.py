@@ -20,7 +20,7 @@ from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
-from s8lib.models.network import Config, names_in
+from s8lib.models.networks import Config, names_in
 from s8lib.models.weights import CONFIG, ModelError
 from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
