@@ -27,6 +27,9 @@ from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog
 from s8lib.validation import read_json
 
+BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"
+OF_BEFORE = "trained with s8lib by the recipe"  # in cards without these marks
+
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     undefined=StrictUndefined,
@@ -34,10 +37,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-
-
-BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"
-OF_BEFORE = "trained with s8lib by the recipe"  # in cards without these marks
+TEMPLATES.globals.update(begin=BEGIN, end=END, preparation=PREPARATION, side=SIDE, mean=MEAN, std=STD)
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,6 @@ def make_card(
     text = TEMPLATES.get_template("card.md").render(
         metadata=_metadata(recipe, data, is_cifar, best, repo_id, license or "mit").to_yaml().strip(),
         repo_id=repo_id,
-        begin=BEGIN,
-        end=END,
         wheel=next((hf_hub_url(repo_id, name) for name in beside if name.endswith(".whl")), None),
         with_transformers="preprocessor_config.json" in beside,
         recipe=recipe,
@@ -109,10 +107,6 @@ def make_card(
         files=[path.name for path in run.path.iterdir()],
         exports=exports,
         classes=CLASSES if is_cifar else names_in(read_json(Config, weights / CONFIG, ModelError)) or (),
-        preparation=PREPARATION,
-        side=SIDE,
-        mean=MEAN,
-        std=STD,
     )
     return ModelCard(text)
 
