@@ -78,37 +78,35 @@ class Subject:
 
 def numbers(of: Subject) -> dict[str, Any]:
     """What report.json holds: percent, nats, seconds, images/s."""
-    log = of.log
     with torch.device("meta"):  # counted, not drawn: weights would take time and random numbers
         model = build_model(of.recipe.model, of.run.num_classes)
-    again = _measured_before(of) if of.given is None else _metrics(of.evaluation)
+    if of.given is None:
+        again = _measured_before(of)
+    else:
+        again = dataclasses.asdict(of.evaluation.metrics)
+        top1 = (None if math.isnan(accuracy) else accuracy for accuracy in again["per_class"])
+        again["per_class"] = dict(zip(of.evaluation.classes, top1, strict=True))
     return {
         "format": FORMAT,
         "recipe": of.recipe.to_dict(),
         "model": {"name": model.name, "parameters": sum(p.numel() for p in model.parameters())},
         "sessions": of.run.sessions(),
-        "epochs_done": len(log),
-        "final": dataclasses.asdict(log[-1]),
-        "best": dataclasses.asdict(log.best),
-        "best_chosen_on": log.chosen_on,
-        "minutes": log.minutes,
-        "images_per_s": statistics.median(row.images_per_s for row in log),
+        "epochs_done": len(of.log),
+        "final": dataclasses.asdict(of.log[-1]),
+        "best": dataclasses.asdict(of.log.best),
+        "best_chosen_on": of.log.chosen_on,
+        "minutes": of.log.minutes,
+        "images_per_s": statistics.median(row.images_per_s for row in of.log),
         **({"best_measured_again": again} if again else {}),
     }
 
 
-def _metrics(measured: Evaluation) -> dict[str, Any]:
-    numbers = dataclasses.asdict(measured.metrics)
-    names = zip(measured.classes, numbers.pop("per_class"), strict=True)
-    return numbers | {"per_class": {name: None if math.isnan(top1) else top1 for name, top1 in names}}
-
-
-def _measured_before(of: Subject) -> dict[str, Any] | None:
-    """What report.json already holds of the best epoch."""
+def _measured_before(of: Subject) -> dict[str, Any]:
+    """What report.json already holds of the best epoch, if it does."""
     try:
         before = of.run.read_json("report.json", default={})
         known = dict(before.get("best_measured_again", {}))
-        return known if known and before["best"]["epoch"] == of.log.best.epoch else None
+        return known if known and before["best"]["epoch"] == of.log.best.epoch else {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         of.run.say(f"{of.run.path / 'report.json'} is damaged ({error}): it is written anew, from the log alone")
-        return None
+        return {}
