@@ -17,7 +17,6 @@ from s8lib.data.cifar100 import Cifar100
 from s8lib.machine.progress import Table, tell
 from s8lib.report.card import make_card
 from s8lib.report.figures import Figure, save
-from s8lib.report.film import video
 from s8lib.report.images import guesses, sample_grid
 from s8lib.report.knobs import schedule, schedule_table
 from s8lib.report.mistakes import (
@@ -32,7 +31,7 @@ from s8lib.report.mistakes import (
 from s8lib.report.network import MissingPackage, architecture, layer_figure, summary
 from s8lib.report.subject import NoData, Subject, numbers
 from s8lib.report.tables import epoch_table, overview, read, reference_runs, size
-from s8lib.report.training_curves import LiveCurves, curves
+from s8lib.report.training_curves import LiveCurves, curves, video
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import EpochLog
 
