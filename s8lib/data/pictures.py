@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import struct
 from collections.abc import Iterable
@@ -56,12 +57,13 @@ def prepare(images: Any) -> Tensor:
 
 
 def picture(item: Any, name: str) -> Tensor:
-    """One image of those that `prepare` takes, [3, 32, 32] uint8; a file is named in errors, others are `name`."""
+    """One image of those that `prepare` takes, [3, 32, 32] uint8; a path is named in errors, others are `name`."""
     try:
-        if not isinstance(item, str | os.PathLike):
+        if isinstance(item, str | os.PathLike):
+            name, item = repr(str(item)[:300]), user_path(item)
+        elif not isinstance(item, io.BytesIO):
             return _fit(item if isinstance(item, Image.Image) else Image.fromarray(_pixels(item)))
-        name = repr(str(item)[:300])
-        with Image.open(user_path(item), formats=FORMATS) as opened:
+        with Image.open(item, formats=FORMATS) as opened:
             return _fit(opened)
     except UnidentifiedImageError:
         reason = f"it is none of {', '.join(FORMATS)}, or broken at its very beginning"
