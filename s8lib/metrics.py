@@ -1,7 +1,5 @@
 """What a network answers: names for pictures, and how good its answers to a whole split are."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

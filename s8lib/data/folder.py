@@ -1,7 +1,5 @@
 """One's own pictures in the place of CIFAR-100: a folder for each class, as torchvision's ImageFolder has them."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -3,8 +3,6 @@
 What each is built with lies in its `config.json`, its weights in `model.safetensors`; they load strictly.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

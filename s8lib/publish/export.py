@@ -4,8 +4,6 @@ Both take uint8 pixels [N, 3, 32, 32] and give logits [N, classes], for any N. T
 can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused by their type.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

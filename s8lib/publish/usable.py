@@ -1,7 +1,5 @@
 """What a repository holds beside a save so that people can use it: s8lib itself, and the files of transformers."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

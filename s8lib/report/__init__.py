@@ -5,8 +5,6 @@
 
 # ruff: noqa: F401  what is imported here and not used here is public
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple

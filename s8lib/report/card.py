@@ -3,8 +3,6 @@
 Its text is the Jinja template `card.md`, beside this file.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Collection, Sequence

@@ -1,7 +1,5 @@
 """What all pictures share: a figure without pyplot, its colours, small images on it, and its way to the disk."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Images side by side: what the network is shown in training, and what it takes pictures for."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The recipe as a picture and as a table: what every knob does over the epochs."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

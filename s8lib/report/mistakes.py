@@ -1,7 +1,5 @@
 """A network's answers to the test images, and pictures of where they are wrong and whether it knows."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections import Counter

@@ -1,7 +1,5 @@
 """torchsummary's table of a network, whose totals the project's commission quotes: as text and as two images."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -1,7 +1,5 @@
 """A run as its artifacts see it: log, recipe, weights, data, answers; and in numbers, for report.json."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

@@ -1,7 +1,5 @@
 """Loss, accuracy and learning rate over the epochs: a picture, one that a notebook renews, and a film."""
 
-from __future__ import annotations
-
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
