@@ -35,7 +35,7 @@ from s8lib.publish.publisher import HubPublisher as HubPublisher
 from s8lib.recipe import Knobs as Knobs
 from s8lib.recipe import Recipe as Recipe
 from s8lib.recipe import RecipeError as RecipeError
-from s8lib.report.subject import data_of as data_of
+from s8lib.report import data_of as data_of
 from s8lib.run.folder import RunFolder as RunFolder
 from s8lib.run.log import Epoch as Epoch
 from s8lib.run.log import EpochLog as EpochLog
