@@ -79,7 +79,21 @@ def make_card(
     session, is_cifar = sessions[-1] if sessions else {}, run.data_fingerprint == CIFAR100_FINGERPRINT
     data = "CIFAR-100" if is_cifar else f"other data ({session.get('data', 'unnamed')})"
     test_images = 10_000 if is_cifar else session.get("test_images")
-    values = {name: value if isinstance(value, list) else [value] for name, value in recipe.to_dict().items()}
+    task, dataset = "image-classification", "uoft-cs/cifar100" if is_cifar else "other"
+    scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
+    metadata = ModelCardData(
+        license=license or "mit",
+        library_name="s8lib",
+        pipeline_tag=task,
+        tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),
+        datasets=[dataset] if is_cifar else None,
+        metrics=["accuracy"],
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=[
+            EvalResult(task, dataset, data, "accuracy", round(acc, 2), dataset_split="test", metric_name=name)
+            for name, acc in scores.items()
+        ],
+    )
 
     def interval(row: Epoch) -> str:
         if not test_images:
@@ -88,12 +102,11 @@ def make_card(
         return f"{low:.2f} to {high:.2f}%"
 
     text = TEMPLATES.get_template("card.md").render(
-        metadata=_metadata(recipe, data, is_cifar, best, repo_id, license or "mit").to_yaml().strip(),
+        metadata=metadata.to_yaml().strip(),
         repo_id=repo_id,
         wheel=next((hf_hub_url(repo_id, name) for name in beside if name.endswith(".whl")), None),
         with_transformers="preprocessor_config.json" in beside,
         recipe=recipe,
-        settings={name: " then ".join(map(str, dict.fromkeys(phases))) for name, phases in values.items()},
         data=data,
         is_cifar=is_cifar,
         test_images=test_images,
@@ -132,24 +145,6 @@ def merged(theirs: str, ours: str, license: str | None = None) -> str:
     if not found:
         text = part if OF_BEFORE in there.text else f"{there.text.rstrip()}\n\n{part}"
     return f"---\n{CardData(**old | new).to_yaml()}\n---\n\n{text.strip()}\n"
-
-
-def _metadata(recipe: Recipe, data: str, is_cifar: bool, best: Epoch, repo_id: str, license: str) -> ModelCardData:
-    task, dataset = "image-classification", "uoft-cs/cifar100" if is_cifar else "other"
-    scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
-    return ModelCardData(
-        license=license,
-        library_name="s8lib",
-        pipeline_tag=task,
-        tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),
-        datasets=[dataset] if is_cifar else None,
-        metrics=["accuracy"],
-        model_name=repo_id.rpartition("/")[2],
-        eval_results=[
-            EvalResult(task, dataset, data, "accuracy", round(acc, 2), dataset_split="test", metric_name=name)
-            for name, acc in scores.items()
-        ],
-    )
 
 
 def _machines(sessions: list[dict[str, Any]]) -> list[tuple[int, str]]:
