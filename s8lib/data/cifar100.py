@@ -196,10 +196,8 @@ def _read(path: Path, md5: str, sha256: str) -> Split:
             raise ValueError(f"the sha256 of its images and labels is {found}, not {sha256}")
     # pyarrow's errors are of these kinds.
     except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
-        raise DataError(
-            f"{path} does not hold its part of CIFAR-100 ({one_line(error)}): delete it and load again, or bring "
-            "another copy."
-        ) from error
+        reason = f"{path} does not hold its part of CIFAR-100 ({one_line(error)})"
+        raise DataError(f"{reason}: delete it and load again, or bring another copy.") from error
     return split
 
 
