@@ -91,5 +91,5 @@ def guesses(
         ax.set(xlim=(0, 1), xticks=[])
         ax.invert_yaxis()
         ax.tick_params(length=0)
-        ax.spines[["top", "right", "bottom"]].set_visible(False)
+        ax.spines["bottom"].set_visible(False)
     return figure

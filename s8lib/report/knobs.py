@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from s8lib.machine.progress import Table
 from s8lib.recipe import Recipe
-from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, light, plain
+from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, light
 
 JUST_BEFORE = 1e-9  # epochs
 LABELS = {
@@ -78,7 +78,7 @@ def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) ->
 
 def mark_phases(ax: Axes, recipe: Recipe, named: bool = False) -> None:
     """Shade the phases, mark the restarts, and let x run over the whole recipe in epochs; names stand above."""
-    plain(ax)
+    ax.grid()
     above: dict[str, Any] = {"y": 1.025, "transform": ax.get_xaxis_transform(), "va": "bottom", "visible": named}
     for begin, end in itertools.pairwise(sorted({0, recipe.phase1_epochs, recipe.epochs})):
         phase = recipe.phase(begin)

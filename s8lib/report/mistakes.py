@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.machine.device import pick_device
 from s8lib.metrics import BINS, calibration, metrics_of, predict_logits, superclasses_of
-from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, Figure, in_words, light, plain, thumbnail
+from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, Figure, in_words, light, thumbnail
 
 PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
 EXAMPLES = 4  # images beside each of the worst classes
@@ -108,7 +108,7 @@ def class_accuracy(evaluation: Evaluation) -> Figure:
         ax.set_yticks(range(len(column)), names, fontsize=8.5)
         ax.set(xlim=(0, 115), xticks=[], ylim=(rows - 0.4, -0.6))
         ax.tick_params(length=0)
-        ax.spines[["top", "right", "bottom"]].set_visible(False)
+        ax.spines["bottom"].set_visible(False)
     return figure
 
 
@@ -122,7 +122,7 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     figure = Figure(1.4 + 0.9 * len(worst), "The worst classes, and what they are most often taken for")
     grid = figure.add_gridspec(len(worst), 1 + EXAMPLES, width_ratios=(2.8, *[1] * EXAMPLES))
     ax = figure.add_subplot(grid[:, 0])
-    plain(ax, "x")
+    ax.grid(axis="x")
     ax.axvline(evaluation.metrics.top1, color=INK, linewidth=1.2, linestyle="--", zorder=0.5)
     mean = f"all classes: {evaluation.metrics.top1:.1f}%"
     ax.text(evaluation.metrics.top1, 1.01, mean, transform=ax.get_xaxis_transform(), ha="center")
@@ -176,7 +176,7 @@ def reliability(evaluation: Evaluation) -> Figure:
     figure = Figure(6.8, f"Reliability: expected calibration error {metrics.ece:.2f}%")
     diagram, sizes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for ax in (diagram, sizes):
-        plain(ax)
+        ax.grid()
     diagram.bar(middles, accuracy, width, color=BLUE, edgecolor="white", alpha=0.6, label="accuracy of the bin")
     hatched = {"color": "#FFFFFFB0", "edgecolor": RED, "hatch": "///", "label": "gap to its mean confidence"}
     diagram.bar(middles, sure - accuracy, 0.5 * width, accuracy, **hatched)
