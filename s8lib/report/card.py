@@ -20,7 +20,6 @@ from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
 from s8lib.models.networks import Config, names_in
 from s8lib.models.weights import CONFIG, ModelError
-from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog
 from s8lib.validation import read_json
