@@ -1,7 +1,6 @@
 """Pictures of any size and kind as the networks see them: which files are opened, and what is made of them."""
 
 import contextlib
-import io
 import os
 import struct
 from collections.abc import Iterable
@@ -55,13 +54,12 @@ def prepare(images: Any) -> Tensor:
 
 
 def picture(item: Any, name: str) -> Tensor:
-    """One image of those that `prepare` takes, [3, 32, 32] uint8; a path is named in errors, others are `name`."""
+    """One image of those that `prepare` takes, [3, 32, 32] uint8; a file is named in errors, others are `name`."""
     try:
-        if isinstance(item, str | os.PathLike):
-            name, item = repr(str(item)[:300]), user_path(item)
-        elif not isinstance(item, io.BytesIO):
+        if not isinstance(item, str | os.PathLike):
             return _fit(item if isinstance(item, Image.Image) else Image.fromarray(_pixels(item)))
-        with Image.open(item, formats=FORMATS) as opened:
+        name = repr(str(item)[:300])
+        with Image.open(user_path(item), formats=FORMATS) as opened:
             return _fit(opened)
     except UnidentifiedImageError:
         reason = f"it is none of {', '.join(FORMATS)}, or broken at its very beginning"

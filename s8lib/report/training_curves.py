@@ -118,7 +118,8 @@ def _pages(figure: Figure, log: EpochLog, recipe: Recipe) -> Iterator[None]:
     for last in progress_bar(range(1, len(log) + 1), "epoch_log.mov"):
         shown = EpochLog(log.rows[:last])
         row = shown[-1]
-        figure.clear()
+        for artist in (*figure.axes, *figure.texts):
+            artist.remove()
         plot_curves(figure.subplots(**PANELS, gridspec_kw=place), recipe, shown, log)
         title = f"{recipe.name}, {recipe.model}, seed {recipe.seed}"
         figure.text(0.055, 0.945, title, fontsize=15, weight="bold", color=INK)
