@@ -20,7 +20,7 @@ from s8lib.presets import PRESETS, choose_recipe, run_name
 from s8lib.validation import BadInput, user_path
 
 if TYPE_CHECKING:
-    from s8lib.models.network import Network
+    from s8lib.models.networks import Network
     from s8lib.report.card import Export
 
 FIRST_STEPS = "first steps: `s8lib train --run runs/first`, then `s8lib predict --run runs/first photo.jpg`"

@@ -1,7 +1,5 @@
 """The optimizers: SGD as torch has it, and Muon for networks that learn in a few epochs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

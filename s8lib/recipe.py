@@ -4,8 +4,6 @@ Nothing here has state, so nothing about the schedule needs saving and a resumed
 phase. Learning rates follow SGDR (arXiv:1608.03983), MixUp is arXiv:1710.09412.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -13,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import pydantic.dataclasses
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
@@ -219,7 +217,7 @@ class Recipe:
         cycle = accuracy[begin:]
         return len(cycle) - 1 - cycle.index(max(cycle)) >= self.patience
 
-    def stretched(self, factor: float) -> Recipe:
+    def stretched(self, factor: float) -> Self:
         """The same recipe with every count of epochs multiplied by `factor`, its curves keeping their shape.
 
         Counts that have to be whole (run, phase 1, patience) are rounded; warm-up and cycles then fill phase 1 as
@@ -251,7 +249,7 @@ class Recipe:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The recipe of `to_dict`.
 
         Raises:
@@ -259,7 +257,7 @@ class Recipe:
         """
         return cls(**check(Mapping[str, Any], values, RecipeError, "a recipe"))
 
-    def with_settings(self, settings: Mapping[str, Any]) -> Recipe:
+    def with_settings(self, settings: Mapping[str, Any]) -> Self:
         """This recipe with some fields replaced, checked like `from_dict`."""
         return dataclasses.replace(self, **settings)
 
@@ -268,7 +266,7 @@ class Recipe:
         user_path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Recipe:
+    def load(cls, path: str | Path) -> Self:
         """Read a recipe from JSON.
 
         Raises:

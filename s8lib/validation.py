@@ -1,7 +1,5 @@
 """The door: what comes from outside is checked here, by pydantic, and refused in one sentence for people."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import reprlib

@@ -103,7 +103,7 @@ def test_evaluate_refuses_other_data_than_the_run_was_trained_on(
     whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = s8.synthetic_cifar100(1, 200, 100)
-    monkeypatch.setattr("s8lib.report.subject.choose_data", lambda *_, **__: other)
+    monkeypatch.setattr("s8lib.report.choose_data", lambda *_, **__: other)
     assert cli.main(["evaluate", "--run", str(whole_run[0]), "--data", "synthetic"]) == 2
     assert "was trained on other data" in capsys.readouterr().err
 

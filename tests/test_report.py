@@ -261,7 +261,7 @@ def test_a_run_is_not_measured_on_data_it_was_not_trained_on(
     with pytest.raises(s8.RunError, match="was trained on other data than synthetic, seed 1"):
         report.write(run, other)
     assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
-    monkeypatch.setattr("s8lib.report.subject.choose_data", lambda where, **_: other)
+    monkeypatch.setattr("s8lib.report.choose_data", lambda where, **_: other)
     assert cli.main(["report", "--run", str(run.path), "--no-video", "--device", "cpu"]) == 0
     assert "trained on other data than synthetic, seed 1" in capsys.readouterr().out
 
@@ -269,7 +269,7 @@ def test_a_run_is_not_measured_on_data_it_was_not_trained_on(
 def test_without_being_told_the_command_takes_the_runs_own_data_where_it_is_at_hand(
     run: s8.RunFolder, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("s8lib.report.subject.choose_data", lambda where, **_: tiny)
+    monkeypatch.setattr("s8lib.report.choose_data", lambda where, **_: tiny)
     (run.path / "report.json").unlink(missing_ok=True)
     assert cli.main(["report", "--run", str(run.path), "--no-video", "--device", "cpu"]) == 0
     assert json.loads((run.path / "report.json").read_text())["best_measured_again"]["n"] == len(tiny.test)

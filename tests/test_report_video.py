@@ -75,7 +75,7 @@ def test_an_interrupt_that_reaches_ffmpeg_too_is_still_an_interrupt(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("s8lib.report.film.EpochLog", interrupt)  # as soon as the first picture is drawn
+    monkeypatch.setattr("s8lib.report.training_curves.EpochLog", interrupt)  # as the first picture is drawn
     with pytest.raises(KeyboardInterrupt):
         report.video(made_up_log(s8.QUICK), s8.QUICK, tmp_path / "epoch_log.mov")
     assert [file.name for file in tmp_path.iterdir()] == ["ffmpeg"]

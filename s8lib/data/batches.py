@@ -4,8 +4,6 @@ It is drawn on the CPU and for the global batch, so data, noise and MixUp are th
 resume, and for any number of ranks.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

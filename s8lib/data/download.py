@@ -1,7 +1,5 @@
 """CIFAR-100's files: where they are in a folder, and how they get there, from the Hub or else from Toronto."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """One's own pictures in the place of CIFAR-100: a folder for each class, as torchvision's ImageFolder has them."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,17 +37,17 @@ def load_folder(path: str | os.PathLike[str], seed: int = 0) -> Cifar100:
         raise DataError(f"{train} holds a class named {odd[0]!r}: give it a name that can be printed.")
     if unknown := sorted({*class_folders(test)} - {*classes}) if tested else []:
         raise DataError(f"{test} holds a class that {train} does not have: {unknown[0]!r}.")
-    pictures, where = _read(train, classes, 1 if tested else 2), f" in {folder.parent}"
+    train_set, source = _read(train, classes, 1 if tested else 2), f"{folder.name}, {len(classes)} classes"
     if tested:
         test_set = _read(test, classes)
-        return Cifar100(pictures, test_set, classes, classes, f"{folder.name}, {len(classes)} classes{where}")
-    held = torch.zeros(len(pictures), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    for own in ((pictures.labels == label).nonzero()[:, 0] for label in range(len(classes))):
-        held[own[torch.randperm(len(own), generator=generator)[: max(1, len(own) // HELD)]]] = True
-    rest, test_set = (pictures.subset(which.nonzero()[:, 0]) for which in (~held, held))
-    source = f"{folder.name}, {len(classes)} classes, a sixth of each held back as test images by seed {seed}"
-    return Cifar100(rest, test_set, classes, classes, source + where)
+    else:
+        held = torch.zeros(len(train_set), dtype=torch.bool)
+        generator = torch.Generator().manual_seed(seed)
+        for own in ((train_set.labels == label).nonzero()[:, 0] for label in range(len(classes))):
+            held[own[torch.randperm(len(own), generator=generator)[: max(1, len(own) // HELD)]]] = True
+        train_set, test_set = (train_set.subset(which.nonzero()[:, 0]) for which in (~held, held))
+        source += f", a sixth of each held back as test images by seed {seed}"
+    return Cifar100(train_set, test_set, classes, classes, f"{source} in {folder.parent}")
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """Pictures of any size and kind as the networks see them: which files are opened, and what is made of them."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import struct

@@ -1,7 +1,5 @@
 """A made-up stand-in for CIFAR-100, for tests and offline machines, and when it takes that place."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

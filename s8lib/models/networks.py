@@ -1,21 +1,163 @@
-"""The networks: WideResNet (arXiv:1605.07146), the ResNet-42 of the seed's architecture section, and ResNet-11."""
+"""The networks: WideResNet (arXiv:1605.07146), the ResNet-42 of the seed's architecture section, ResNet-11.
 
-from __future__ import annotations
+What each is built with lies in its `config.json`, its weights in `model.safetensors`; they load strictly.
+"""
 
+import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any, NoReturn, Self
 
 import torch
-from torch import Tensor
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from pydantic import AfterValidator, Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from s8lib.data.cifar100 import CLASSES
+from s8lib.hub_client import one_line
 from s8lib.models import architectures
-from s8lib.models.network import Config, Network
-from s8lib.models.weights import ModelError
-from s8lib.validation import check
+from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, save_model
+from s8lib.validation import check, read_json, user_path
 
+HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 WHITENING_EPS = 5e-4  # added to the variance of a patch along each direction
 LARGEST = 2e9  # parameters, 8 GB of them
+
+
+def _six_n_plus_4(depth: int) -> int:
+    if depth % 6 != 4:
+        raise ValueError("a WideResNet has 6n+4 layers, such as 10, 16, 22, 28 or 40")
+    return depth
+
+
+class Config(TypedDict, total=False):
+    """What config.json may hold; other keys are ignored, as in every config of the Hub.
+
+    `depth` and `widen_factor` are a WideResNet's alone. In older ones these two tell the kind, as `model_type` is
+    missing, and `classes`, a list, stands for `id2label`.
+    """
+
+    model_type: str
+    depth: Annotated[int, Field(ge=10, le=1000), AfterValidator(_six_n_plus_4)]
+    widen_factor: Annotated[int, Field(ge=1, le=1000)]
+    num_classes: Annotated[int, Field(ge=1, le=100_000)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    classes: list[str]
+    id2label: dict[str, str]  # the names of the outputs by their places, as transformers has them
+
+
+def names_in(config: Config) -> list[str] | None:
+    """The names of the outputs, in their order, if the config tells them; they leave the config."""
+    labels, names = config.pop("id2label", None), config.pop("classes", None)
+    if labels is None:
+        return names
+    if labels.keys() != {str(place) for place in range(len(labels))}:
+        raise ModelError("the id2label of a config.json has to name the outputs by their places, from 0")
+    return [labels[str(place)] for place in range(len(labels))]
+
+
+class Network(nn.Module, PyTorchModelHubMixin):
+    """What all networks share: their name, their dropout knob, and strict loading.
+
+    `from_pretrained(folder_or_repo)` returns the network in eval mode with exactly the saved weights.
+    The mixin's own default is not strict: it leaves missing weights at random values without a word.
+    """
+
+    model_type = ""  # which kind it is, in config.json
+    name: str
+    config: Config  # what it is built with
+    _names: Sequence[str] = ()
+
+    def set_dropout(self, p: float) -> None:
+        """Set the dropout probability inside every block, in place; a network without such dropout has no knob."""
+        for module in self.modules():
+            if isinstance(module, architectures.Dropout):
+                module.p = p
+
+    def start_from(self, images: Tensor) -> None:
+        """Set those of the first weights that follow from the training images, [N, 3, 32, 32] and normalised."""
+
+    def refuse_other_classes(self, number: int) -> None:
+        """Raise ModelError unless the network tells `number` classes apart."""
+        if self.config["num_classes"] != number:
+            raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {number}")
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the outputs, in their order."""
+        return self._names or CLASSES
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Remember what the outputs stand for; raises as `refuse_other_classes`."""
+        self.refuse_other_classes(len(names))
+        self._names = tuple(names)
+
+    def saved_config(self) -> dict[str, Any]:
+        """What config.json holds: what it is built with, and the names of its outputs if they are known."""
+        config, names = {"model_type": self.model_type, **self.config}, self.classes
+        if len(names) != self.config["num_classes"]:
+            return config
+        places = {name: place for place, name in enumerate(names)}
+        return config | {"id2label": {str(place): name for name, place in places.items()}, "label2id": places}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_model(self, save_directory)
+
+    def push_to_hub(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: the mixin's own would send a card without a figure, and replace whatever is there."""
+        raise ModelError(
+            'push_to_hub knows no run; its card would be empty: use s8.HubPublisher("you/name").publish(run), or '
+            "`s8lib publish --run runs/mine --hub-repo you/name`; save_pretrained(folder) writes the weights alone"
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        map_location: str | torch.device = "cpu",
+        strict: bool = True,
+        **options: Any,
+    ) -> Self:
+        """The network in a folder or a Hub repository; `options` are the mixin's, and values for the config's.
+
+        Raises:
+            ModelError: config or weights cannot be read, are out of bounds, do not fit each other, or are those
+                of the other network.
+        """
+        if not strict:
+            raise ModelError("strict=False would leave missing weights at random values: weights load strictly")
+        source = str(pretrained_model_name_or_path)
+        hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
+        model = cls.without_weights(source, hub, **options)
+        file = _file_of(source, SAFETENSORS, **hub)
+        try:
+            weights = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read the weights {file}: {error}") from error
+        load_strictly(model, weights, str(file), assign=True)
+        return model.to(map_location).eval()
+
+    @classmethod
+    def without_weights(cls, source: str, hub: Mapping[str, Any] | None = None, **options: Any) -> Self:
+        """The network that a config.json tells of, on the `meta` device; raises as `from_pretrained`."""
+        config = read_json(Config, _file_of(source, CONFIG, **hub or {}), ModelError)
+        names = names_in(config)
+        kinds: dict[str, Any] = {kind.model_type: kind for kind in Network.__subclasses__()}
+        usual = "wide-resnet" if config.keys() & {"depth", "widen_factor"} else "resnet-42"
+        kind = kinds.get(config.pop("model_type", usual), kinds[usual])
+        if not issubclass(kind, cls):
+            raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
+        with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
+            model = kind(**config | options)
+        if names is not None:
+            model.name_classes(names)
+        return model
 
 
 class WideResNet(architectures.WideResNet, Network):
@@ -43,11 +185,6 @@ class WideResNet(architectures.WideResNet, Network):
         if parameters > LARGEST:
             raise ModelError(f"{self.name} would have {parameters:.1e} parameters: the most is {LARGEST:.0e}")
         super().__init__(depth, widen_factor, num_classes, dropout)
-
-    def set_dropout(self, p: float) -> None:
-        for module in self.modules():
-            if isinstance(module, architectures.WideBlock):
-                module.dropout.p = p
 
 
 class ResNet42(architectures.ResNet42, Network):
@@ -107,9 +244,7 @@ def build_model(name: str, num_classes: int = 100, dropout: float = 0.0, seed: i
     """
     wide = re.fullmatch(r"wrn-([0-9]{1,9})-([0-9]{1,9})", str(name))
     if not wide and name not in ("resnet-42", "resnet-11"):
-        raise ModelError(
-            f"there is no model {name!r}: use resnet-42, resnet-11, or wrn-D-K for a WideResNet such as wrn-28-10"
-        )
+        raise ModelError(f"there is no model {name!r}: use resnet-42, resnet-11, or wrn-D-K such as wrn-28-10")
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
@@ -126,3 +261,15 @@ def load_model(source: str | Path, revision: str | None = None, device: str = "c
         ModelError: as `Network.from_pretrained`.
     """
     return Network.from_pretrained(source, revision=revision, map_location=device)
+
+
+def _file_of(source: str, name: str, **hub_options: Any) -> Path:
+    """The file `name` of a saved model: in the folder `source`, or fetched from the Hub repository `source`."""
+    if source and os.path.isdir(user_path(source)):  # which, unlike Path's, answers for 5,000 letters too
+        return user_path(source) / name
+    try:
+        return Path(hf_hub_download(source, name, **hub_options))
+    except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version
+        raise ModelError(
+            f"{source} is no folder here and {name} cannot be had from the Hub: {one_line(error)}"
+        ) from error

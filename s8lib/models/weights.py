@@ -1,7 +1,5 @@
 """Weights in files and from elsewhere: always safetensors, always strict, never a pickle."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

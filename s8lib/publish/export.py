@@ -4,8 +4,6 @@ Both take uint8 pixels [N, 3, 32, 32] and give logits [N, classes], for any N. T
 can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused by their type.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json
@@ -56,7 +54,7 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
             verbose=False,
         )
         assert program
-        program.model.metadata_props[NAMES] = _names(model)
+        program.model.metadata_props[NAMES] = network.names
         program.save(partial, external_data=False)
         if importlib.util.find_spec("onnxruntime"):
             import onnxruntime
@@ -83,15 +81,11 @@ def export_program(model: nn.Module, path: str | Path) -> Export:
     network, path = FromPixels(model), user_path(path)
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         with open(partial, "wb") as file:
-            torch.export.save(_program(network), file, extra_files={NAMES: _names(model)})
+            torch.export.save(_program(network), file, extra_files={NAMES: network.names})
         with open(partial, "rb") as file:
             loaded = torch.export.load(file).module()
         difference = _verify(loaded, network, path)
     return Export(path, "torch.export", {"torch": torch.__version__}, f"torch {torch.__version__}", difference)
-
-
-def _names(model: nn.Module) -> str:
-    return json.dumps(dict(enumerate(getattr(model, "classes", ()))))
 
 
 class FromPixels(nn.Module):
@@ -100,6 +94,7 @@ class FromPixels(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
+        self.names = json.dumps(dict(enumerate(getattr(model, "classes", ()))))
         # Laid out as torch's archives want it.
         self.cpu().float().to(memory_format=torch.contiguous_format).eval()
 

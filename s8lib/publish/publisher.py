@@ -1,7 +1,5 @@
 """Publishing a run to the Hugging Face Hub while it trains: what is sent beside the save, and the public calls."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """A page on the Hugging Face Hub to try a network on: a static Space, whose ONNX runs in the visitor's browser."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What a repository holds beside a save so that people can use it: s8lib itself, and the files of transformers."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
@@ -12,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 from s8lib.data.augment import MEAN, SIDE, STD
-from s8lib.models.network import Network
+from s8lib.models.networks import Network
 from s8lib.run.folder import RunFolder
 from s8lib.run.save import CONFIG
 
@@ -45,7 +43,9 @@ def wheel() -> dict[str, bytes]:
     except importlib.metadata.PackageNotFoundError:  # its requirements are not known: such a wheel would not run
         return {}
     stem, packed, record = f"s8lib-{installed.version}", io.BytesIO(), ""
-    files = {f"s8lib/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in _own_files()}
+    own = (path for path in sorted(PACKAGE.rglob("*")) if path.is_file())
+    own = (path for path in own if not LEFT_OUT & {*path.relative_to(PACKAGE).parts})
+    files = {f"s8lib/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes() for path in own}
     about = {"METADATA": installed.read_text("METADATA") or installed.read_text("PKG-INFO") or "", "WHEEL": WHEEL}
     about["entry_points.txt"] = installed.read_text("entry_points.txt") or ""
     files |= {f"{stem}.dist-info/{name}": text.encode() for name, text in about.items()}
@@ -80,8 +80,3 @@ def for_transformers(network: Network) -> dict[str, str]:
     texts = {CONFIG: config, "preprocessor_config.json": preparation}
     sources = {name: (PACKAGE / "models" / name).read_text(encoding="utf-8") for name in SOURCES}
     return {name: json.dumps(values, indent=2) + "\n" for name, values in texts.items()} | sources
-
-
-def _own_files() -> list[Path]:
-    files = (path for path in sorted(PACKAGE.rglob("*")) if path.is_file())
-    return [path for path in files if not LEFT_OUT & {*path.relative_to(PACKAGE).parts}]

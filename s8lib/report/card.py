@@ -3,8 +3,6 @@
 Its text is the Jinja template `card.md`, beside this file.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Collection, Sequence
@@ -20,12 +18,14 @@ from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
-from s8lib.models.network import Config, names_in
+from s8lib.models.networks import Config, names_in
 from s8lib.models.weights import CONFIG, ModelError
-from s8lib.recipe import Recipe
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog
 from s8lib.validation import read_json
+
+BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"
+OF_BEFORE = "trained with s8lib by the recipe"  # in cards without these marks
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -34,10 +34,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-
-
-BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"
-OF_BEFORE = "trained with s8lib by the recipe"  # in cards without these marks
+TEMPLATES.globals.update(begin=BEGIN, end=END, preparation=PREPARATION, side=SIDE, mean=MEAN, std=STD)
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,21 @@ def make_card(
     session, is_cifar = sessions[-1] if sessions else {}, run.data_fingerprint == CIFAR100_FINGERPRINT
     data = "CIFAR-100" if is_cifar else f"other data ({session.get('data', 'unnamed')})"
     test_images = 10_000 if is_cifar else session.get("test_images")
-    values = {name: value if isinstance(value, list) else [value] for name, value in recipe.to_dict().items()}
+    task, dataset = "image-classification", "uoft-cs/cifar100" if is_cifar else "other"
+    scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
+    metadata = ModelCardData(
+        license=license or "mit",
+        library_name="s8lib",
+        pipeline_tag=task,
+        tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),
+        datasets=[dataset] if is_cifar else None,
+        metrics=["accuracy"],
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=[
+            EvalResult(task, dataset, data, "accuracy", round(acc, 2), dataset_split="test", metric_name=name)
+            for name, acc in scores.items()
+        ],
+    )
 
     def interval(row: Epoch) -> str:
         if not test_images:
@@ -90,14 +101,11 @@ def make_card(
         return f"{low:.2f} to {high:.2f}%"
 
     text = TEMPLATES.get_template("card.md").render(
-        metadata=_metadata(recipe, data, is_cifar, best, repo_id, license or "mit").to_yaml().strip(),
+        metadata=metadata.to_yaml().strip(),
         repo_id=repo_id,
-        begin=BEGIN,
-        end=END,
         wheel=next((hf_hub_url(repo_id, name) for name in beside if name.endswith(".whl")), None),
         with_transformers="preprocessor_config.json" in beside,
         recipe=recipe,
-        settings={name: " then ".join(map(str, dict.fromkeys(phases))) for name, phases in values.items()},
         data=data,
         is_cifar=is_cifar,
         test_images=test_images,
@@ -109,10 +117,6 @@ def make_card(
         files=[path.name for path in run.path.iterdir()],
         exports=exports,
         classes=CLASSES if is_cifar else names_in(read_json(Config, weights / CONFIG, ModelError)) or (),
-        preparation=PREPARATION,
-        side=SIDE,
-        mean=MEAN,
-        std=STD,
     )
     return ModelCard(text)
 
@@ -140,24 +144,6 @@ def merged(theirs: str, ours: str, license: str | None = None) -> str:
     if not found:
         text = part if OF_BEFORE in there.text else f"{there.text.rstrip()}\n\n{part}"
     return f"---\n{CardData(**old | new).to_yaml()}\n---\n\n{text.strip()}\n"
-
-
-def _metadata(recipe: Recipe, data: str, is_cifar: bool, best: Epoch, repo_id: str, license: str) -> ModelCardData:
-    task, dataset = "image-classification", "uoft-cs/cifar100" if is_cifar else "other"
-    scores = {"top-1 accuracy (%)": best.test_acc, "top-5 accuracy (%)": best.test_top5}
-    return ModelCardData(
-        license=license,
-        library_name="s8lib",
-        pipeline_tag=task,
-        tags=[task, "pytorch", recipe.model] + (["cifar-100"] if is_cifar else []),
-        datasets=[dataset] if is_cifar else None,
-        metrics=["accuracy"],
-        model_name=repo_id.rpartition("/")[2],
-        eval_results=[
-            EvalResult(task, dataset, data, "accuracy", round(acc, 2), dataset_split="test", metric_name=name)
-            for name, acc in scores.items()
-        ],
-    )
 
 
 def _machines(sessions: list[dict[str, Any]]) -> list[tuple[int, str]]:

@@ -1,10 +1,8 @@
 """What all pictures share: a figure without pyplot, its colours, small images on it, and its way to the disk."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -22,7 +20,10 @@ PHASES = ("#DCEBF7", "#FCEBCF")  # backgrounds of phases 1 and 2
 WIDTH = 8.0  # inches
 SCREEN_DPI, FILE_DPI = 100, 200
 
-light = style.context("default")  # decorates what draws: a dark style of the notebook would hide ink on white
+# Decorates what draws: a dark style of the notebook would hide ink on white. Grids are faint, and behind the data.
+SPINES = {"axes.spines.top": False, "axes.spines.right": False}
+GRIDS = {"axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7}
+light = style.context(["default", SPINES | GRIDS])
 
 
 class Figure(MatplotlibFigure):
@@ -54,13 +55,6 @@ def thumbnail(ax: Axes, image: Tensor, caption: str = "", ink: str = INK, size: 
     ax.imshow(image.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
     ax.set_axis_off()
     ax.set_title(caption, y=-0.06, pad=0, va="top", color=ink, fontsize=size)
-
-
-def plain(ax: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
-    """Two spines and a faint grid behind the data."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis=grid, color=GRID, linewidth=0.7)
-    ax.set_axisbelow(True)
 
 
 def in_words(name: str) -> str:

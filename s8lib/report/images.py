@@ -1,11 +1,9 @@
 """Images side by side: what the network is shown in training, and what it takes pictures for."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +11,12 @@ from torch import Tensor, nn
 from s8lib.data import augment
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.pictures import prepare
-from s8lib.inference import predict
-from s8lib.recipe import Knobs, Recipe
+from s8lib.metrics import predict
+from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, Figure, in_words, light, thumbnail
 
 WRAP = 12  # characters that fit under a sample
-
-
-class _Row(NamedTuple):
-    title: str
-    images: Tensor  # [n, 3, H, W], uint8 or float in 0..1
-    captions: list[str]
+_Row = tuple[str, Tensor, list[str]]  # title; images [n, 3, H, W], uint8 or float in 0..1; captions
 
 
 @light
@@ -36,15 +29,15 @@ def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -
     """
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
     rows = _rows(data.train.subset(order[:count]).to("cpu"), data.classes, recipe, seed)
-    columns = len(rows[0].images)
-    lines = sum(max(len(caption.splitlines()) for caption in row.captions) for row in rows)
+    columns = len(rows[0][1])
+    lines = sum(max(len(caption.splitlines()) for caption in captions) for _, _, captions in rows)
     height, width = 0.52 + 0.9 * len(rows) + 0.145 * lines, 1.04 + 0.87 * max(columns, 4)
     figure = Figure(height, f"{recipe.name}: what the network sees", width, layout="compressed")
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for row, row_axes in zip(rows, axes, strict=True):
+    for (title, images, captions), row_axes in zip(rows, axes, strict=True):
         left = {"transform": row_axes[0].transAxes, "ha": "right", "va": "center"}
-        row_axes[0].text(-0.1, 0.5, row.title, size=10, linespacing=1.4, **left)
-        for ax, image, caption in zip(row_axes, row.images, row.captions, strict=True):
+        row_axes[0].text(-0.1, 0.5, title, size=10, linespacing=1.4, **left)
+        for ax, image, caption in zip(row_axes, images, captions, strict=True):
             thumbnail(ax, image, caption, FAINT)
     return figure
 
@@ -52,29 +45,23 @@ def sample_grid(data: Cifar100, recipe: Recipe, count: int = 8, seed: int = 0) -
 def _rows(split: Split, classes: tuple[str, ...], recipe: Recipe, seed: int) -> list[_Row]:
     words = [in_words(classes[label]) for label in split.labels.tolist()]
     names = [textwrap.fill(name, WRAP) for name in words]
-    rows = [_Row("original", split.images, names)]
+    rows: list[_Row] = [("original", split.images, names)]
+    mixed: list[_Row] = []
     phases = {recipe.phase(epoch): recipe.at(epoch) for epoch in (0, recipe.epochs)}  # two, or only one
     for phase, knobs in phases.items():
+        images = augment.augment(split.images, knobs.augmentation, torch.Generator().manual_seed(seed))
+        images = augment.resize(images, knobs.image_size).clamp(0, 1)
         size = f"\n{knobs.image_size} pixels" if len(set(recipe.image_size)) > 1 else ""
-        title = f"phase {phase}:\n{knobs.augmentation}{size}"
-        rows.append(_Row(title, _augmented(split.images, knobs, seed), [""] * len(names)))
-    # One row of MixUp: with the other phase's alpha it would look no different.
-    mixing = [(phase, knobs) for phase, knobs in phases.items() if knobs.mixup_alpha]
-    for phase, knobs in mixing[:1]:
-        lam = torch.linspace(0.9, 0.5, len(names))
-        mixed = augment.mixup(_augmented(split.images, knobs, seed), lam[:, None, None, None])
-        partners = [textwrap.fill(f"+ {name}", WRAP + 1) for name in words]
-        captions = [
-            f"λ {weight:.2f}\n{own}\n{partner}"
-            for weight, own, partner in zip(lam.tolist(), names, [partners[-1], *partners[:-1]], strict=True)
-        ]
-        rows.append(_Row(f"phase {phase}:\nMixUp α {knobs.mixup_alpha:g}", mixed, captions))
-    return rows
-
-
-def _augmented(images: Tensor, knobs: Knobs, seed: int) -> Tensor:
-    changed = augment.augment(images, knobs.augmentation, torch.Generator().manual_seed(seed))
-    return augment.resize(changed, knobs.image_size).clamp(0, 1)
+        rows.append((f"phase {phase}:\n{knobs.augmentation}{size}", images, [""] * len(names)))
+        if knobs.mixup_alpha and not mixed:  # one such row: with the other alpha it would look no different
+            lam = torch.linspace(0.9, 0.5, len(names))
+            captions = [
+                f"λ {lam[place]:.2f}\n{name}\n" + textwrap.fill(f"+ {words[place - 1]}", WRAP + 1)
+                for place, name in enumerate(names)
+            ]
+            images = augment.mixup(images, lam[:, None, None, None])
+            mixed.append((f"phase {phase}:\nMixUp α {knobs.mixup_alpha:g}", images, captions))
+    return rows + mixed
 
 
 @light
@@ -104,5 +91,5 @@ def guesses(
         ax.set(xlim=(0, 1), xticks=[])
         ax.invert_yaxis()
         ax.tick_params(length=0)
-        ax.spines[["top", "right", "bottom"]].set_visible(False)
+        ax.spines["bottom"].set_visible(False)
     return figure

@@ -1,7 +1,5 @@
 """The recipe as a picture and as a table: what every knob does over the epochs."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -12,26 +10,31 @@ from matplotlib.ticker import MaxNLocator
 
 from s8lib.machine.progress import Table
 from s8lib.recipe import Recipe
-from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, light, plain
+from s8lib.report.figures import BLUE, FAINT, INK, PHASES, Figure, light
 
 JUST_BEFORE = 1e-9  # epochs
 LABELS = {
-    "mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing", "augmentation": "augmen-\ntation",
-    "image_size": "image side\n(pixels)",
+    "dropout": "dropout", "mixup_alpha": "MixUp α", "label_smoothing": "label\nsmoothing",
+    "augmentation": "augmen-\ntation", "image_size": "image side\n(pixels)",
 }  # fmt: skip
 
 
 @light
 def schedule(recipe: Recipe) -> Figure:
     """The knobs over the epochs, phases shaded and restarts marked; the image size too, if it changes."""
-    names = ["dropout", "mixup_alpha", "label_smoothing", "augmentation"]
-    if len(set(recipe.image_size)) > 1:
-        names.append("image_size")
+    names = [name for name in LABELS if name != "image_size" or len(set(recipe.image_size)) > 1]
     figure = Figure(3.3 + 1.02 * len(names), f"{recipe.name}: what changes in training")
     axes = figure.subplots(1 + len(names), sharex=True, height_ratios=[2.6] + [1] * len(names))
     plot_lr(axes[0], recipe)
+    epochs = moments(recipe)
     for ax, name in zip(axes[1:], names, strict=True):
-        _plot_knob(ax, recipe, name)
+        values = [getattr(recipe.at(epoch), name) for epoch in epochs]
+        ax.plot(epochs, values, color=BLUE, linewidth=1.8, clip_on=False, zorder=3)  # a 0 lies on the border
+        if isinstance(values[0], str):  # the first on top
+            ax.set_ylim(len({*values}) - 0.4, -0.6)
+        else:
+            ax.set(ylim=(0, 1.4 * max(values) or 1), yticks=sorted({0, *values}))
+        ax.set_ylabel(LABELS[name], fontsize=9.5)
     for ax in axes:
         mark_phases(ax, recipe, named=ax is axes[0])
     axes[-1].set_xlabel("epoch")
@@ -75,7 +78,7 @@ def plot_lr(ax: Axes, recipe: Recipe, colour: str = BLUE, width: float = 1.8) ->
 
 def mark_phases(ax: Axes, recipe: Recipe, named: bool = False) -> None:
     """Shade the phases, mark the restarts, and let x run over the whole recipe in epochs; names stand above."""
-    plain(ax)
+    ax.grid()
     above: dict[str, Any] = {"y": 1.025, "transform": ax.get_xaxis_transform(), "va": "bottom", "visible": named}
     for begin, end in itertools.pairwise(sorted({0, recipe.phase1_epochs, recipe.epochs})):
         phase = recipe.phase(begin)
@@ -94,16 +97,3 @@ def moments(recipe: Recipe) -> list[float]:
     *edges, end = (epoch for epoch, _ in boundaries(recipe))
     sides = [*edges, *(epoch - JUST_BEFORE for epoch in edges[1:])]
     return sorted([*np.linspace(0, end - JUST_BEFORE, 1000).tolist(), *sides])
-
-
-def _plot_knob(ax: Axes, recipe: Recipe, name: str) -> None:
-    epochs = moments(recipe)
-    values = [getattr(recipe.at(epoch), name) for epoch in epochs]
-    if isinstance(values[0], str):
-        order = sorted(set(values), key=values.index, reverse=True)
-        ax.set(yticks=range(len(order)), yticklabels=order, ylim=(-0.6, len(order) - 0.4))
-        values = [order.index(value) for value in values]
-    else:
-        ax.set(ylim=(0, 1.4 * max(values) or 1), yticks=sorted({0, *values}))
-    ax.plot(epochs, values, color=BLUE, linewidth=1.8, clip_on=False, zorder=3)  # a 0 lies on the border
-    ax.set_ylabel(LABELS.get(name, name), fontsize=9.5)

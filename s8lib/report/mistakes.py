@@ -1,7 +1,5 @@
 """A network's answers to the test images, and pictures of where they are wrong and whether it knows."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections import Counter
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.machine.device import pick_device
 from s8lib.metrics import BINS, calibration, metrics_of, predict_logits, superclasses_of
-from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, Figure, in_words, light, plain, thumbnail
+from s8lib.report.figures import BLUE, FAINT, GRID, INK, RED, Figure, in_words, light, thumbnail
 
 PRINTED = 2  # percent: a smaller share of a superclass is a shade without a number
 EXAMPLES = 4  # images beside each of the worst classes
@@ -70,13 +68,15 @@ def evaluation(
 @light
 def superclass_confusion(evaluation: Evaluation) -> Figure:
     """Which superclass is taken for which, in percent of the images of the true one (a row)."""
-    shares = _confusion(evaluation)
-    n = len(shares)
+    n = len(evaluation.superclasses)
+    predicted = evaluation.superclass_of[evaluation.predicted]
+    known = predicted >= 0  # not a class that the data has no image of
+    pairs = n * evaluation.split.coarse_labels[known] + predicted[known]
+    counts = pairs.bincount(minlength=n * n).view(n, n).double()
+    shares = 100 * counts / counts.sum(1, keepdim=True)  # nan for a superclass without images
     size = min(8.5, 220 / n)  # points
-    right = evaluation.metrics.superclass_top1
     kind = "class" if evaluation.superclasses == evaluation.classes else "superclass"  # none of one's own classes
-    of_the_right = "the right class" if kind == "class" else "a class of the right superclass"
-    figure = Figure(8.3, f"{right:.1f}% of the test images get {of_the_right}")
+    figure = Figure(8.3, f"{evaluation.metrics.superclass_top1:.1f}% of the test images get the right {kind}")
     ax = figure.subplots()
     ax.set_facecolor(GRID)  # a row without images
     # The square root shows a confusion of 3% beside a diagonal of 90%.
@@ -93,34 +93,22 @@ def superclass_confusion(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _confusion(evaluation: Evaluation) -> Tensor:
-    """[20, 20] float64: row true, column predicted, percent of the row; nan for a superclass without images."""
-    n = len(evaluation.superclasses)
-    predicted = evaluation.superclass_of[evaluation.predicted]
-    known = predicted >= 0  # not a class that the data has no image of
-    pairs = n * evaluation.split.coarse_labels[known] + predicted[known]
-    counts = pairs.bincount(minlength=n * n).view(n, n).double()
-    return 100 * counts / counts.sum(1, keepdim=True)
-
-
 @light
 def class_accuracy(evaluation: Evaluation) -> Figure:
     """Top-1 of every class, the best first, in columns of up to 25."""
     top1 = evaluation.metrics.per_class
     ranked = sorted((c for c in range(len(top1)) if not math.isnan(top1[c])), key=lambda c: -top1[c])
-    height = max(25, math.ceil(len(ranked) / 4))
-    figure = Figure(
-        0.7 + 0.22 * min(height, len(ranked)), f"Test accuracy of each class (all: {evaluation.metrics.top1:.1f}%)"
-    )
-    axes = figure.subplots(1, math.ceil(len(ranked) / height), squeeze=False)[0]
-    for ax, column in zip(axes, (ranked[at : at + height] for at in range(0, len(ranked), height)), strict=True):
+    rows = min(len(ranked), max(25, math.ceil(len(ranked) / 4)))
+    columns = [ranked[at : at + rows] for at in range(0, len(ranked), rows)]
+    figure = Figure(0.7 + 0.22 * rows, f"Test accuracy of each class (all: {evaluation.metrics.top1:.1f}%)")
+    for ax, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
         names = [in_words(evaluation.classes[c]) for c in column]
         bars = ax.barh(range(len(column)), [top1[c] for c in column], 0.75, color=BLUE)
         ax.bar_label(bars, fmt="{:.0f}", padding=3, fontsize=8.5)
         ax.set_yticks(range(len(column)), names, fontsize=8.5)
-        ax.set(xlim=(0, 115), xticks=[], ylim=(min(height, len(ranked)) - 0.4, -0.6))
+        ax.set(xlim=(0, 115), xticks=[], ylim=(rows - 0.4, -0.6))
         ax.tick_params(length=0)
-        ax.spines[["top", "right", "bottom"]].set_visible(False)
+        ax.spines["bottom"].set_visible(False)
     return figure
 
 
@@ -134,7 +122,7 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     figure = Figure(1.4 + 0.9 * len(worst), "The worst classes, and what they are most often taken for")
     grid = figure.add_gridspec(len(worst), 1 + EXAMPLES, width_ratios=(2.8, *[1] * EXAMPLES))
     ax = figure.add_subplot(grid[:, 0])
-    plain(ax, "x")
+    ax.grid(axis="x")
     ax.axvline(evaluation.metrics.top1, color=INK, linewidth=1.2, linestyle="--", zorder=0.5)
     mean = f"all classes: {evaluation.metrics.top1:.1f}%"
     ax.text(evaluation.metrics.top1, 1.01, mean, transform=ax.get_xaxis_transform(), ha="center")
@@ -144,21 +132,15 @@ def worst_classes(evaluation: Evaluation, count: int = 8) -> Figure:
     ax.set_yticks(range(len(worst)), names)
     # From the upper edge of the first image beside it to the lower edge of the last one.
     ax.set(xlim=(0, 100), ylim=(len(worst) - 0.7, -0.3), xlabel="top-1 of the class's n test images (%)")
-    for row, c in enumerate(worst):
-        for column, (image, times) in enumerate(_examples(evaluation, c), 1):
-            taken_for = in_words(evaluation.classes[evaluation.predicted[image]])
-            caption = f"{taken_for}\n{times} of {counts[c]}"
-            thumbnail(figure.add_subplot(grid[row, column]), evaluation.split.images[image], caption, RED)
-    return figure
-
-
-def _examples(evaluation: Evaluation, true: int) -> list[tuple[int, int]]:
-    """Up to EXAMPLES images of the class `true`, one for each class it is most often taken for, and how often."""
     mistakes = evaluation.mistakes()
-    wrong = mistakes[evaluation.split.labels[mistakes] == true]
-    taken_for = evaluation.predicted[wrong].tolist()
-    most_often = Counter(taken_for).most_common(EXAMPLES)
-    return [(int(wrong[taken_for.index(c)]), times) for c, times in most_often]  # the surest of each
+    for row, c in enumerate(worst):
+        wrong = mistakes[evaluation.split.labels[mistakes] == c]
+        taken_for = evaluation.predicted[wrong].tolist()
+        for column, (other, times) in enumerate(Counter(taken_for).most_common(EXAMPLES), 1):
+            image = evaluation.split.images[wrong[taken_for.index(other)]]  # of those it is surest of
+            caption = f"{in_words(evaluation.classes[other])}\n{times} of {counts[c]}"
+            thumbnail(figure.add_subplot(grid[row, column]), image, caption, RED)
+    return figure
 
 
 @light
@@ -179,8 +161,7 @@ def confident_mistakes(evaluation: Evaluation, count: int = 16) -> Figure:
             f"{f'{sure:.1f}%' if sure < 99.95 else '> 99.9%'} sure\n"  # never 100%, which no softmax gives
             f"then: {in_words(evaluation.classes[second])} {f'{less:.1f}' if less >= 0.05 else '< 0.1'}%"
         )
-        ax = figure.add_subplot(rows, COLUMNS, place)
-        thumbnail(ax, evaluation.split.images[image], caption, size=10)
+        thumbnail(figure.add_subplot(rows, COLUMNS, place), evaluation.split.images[image], caption, size=10)
     return figure
 
 
@@ -195,19 +176,18 @@ def reliability(evaluation: Evaluation) -> Figure:
     figure = Figure(6.8, f"Reliability: expected calibration error {metrics.ece:.2f}%")
     diagram, sizes = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     for ax in (diagram, sizes):
-        plain(ax)
+        ax.grid()
     diagram.bar(middles, accuracy, width, color=BLUE, edgecolor="white", alpha=0.6, label="accuracy of the bin")
     hatched = {"color": "#FFFFFFB0", "edgecolor": RED, "hatch": "///", "label": "gap to its mean confidence"}
     diagram.bar(middles, sure - accuracy, 0.5 * width, accuracy, **hatched)
     diagram.plot([0, 100], [0, 100], "--", color=INK, linewidth=1.2, label="perfectly calibrated")
     # Above the diagram: a network that is too modest fills it to the top.
     diagram.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, borderaxespad=0)
-    diagram.set(ylabel="accuracy (%)", ylim=(0, 100))
+    diagram.set(ylabel="accuracy (%)", xlim=(0, 100), ylim=(0, 100))
     sizes.bar(middles, images, width, color=FAINT, edgecolor="white")
     sizes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     sizes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     sizes.set(xlabel=f"confidence: probability of the predicted class (%), {BINS} bins", ylabel="test images")
-    sizes.set_xlim(0, 100)
     mean = 100 * float(confidence.mean())
     sizes.set_title(f"mean confidence {mean:.1f}%, accuracy {metrics.top1:.1f}%", size=10, loc="left")
     return figure

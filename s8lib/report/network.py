@@ -1,14 +1,11 @@
 """torchsummary's table of a network, whose totals the project's commission quotes: as text and as two images."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
 import itertools
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +13,6 @@ from torch import nn
 from s8lib.report.figures import FAINT, INK, PHASES, Figure, light, save
 from s8lib.validation import user_path
 
-SHAPE = (3, 32, 32)  # of a CIFAR image
 COLUMNS = 2  # on each of the two images
 
 Cells = tuple[str, str, str]  # name, shape and parameters, as they are written
@@ -24,13 +20,6 @@ Cells = tuple[str, str, str]  # name, shape and parameters, as they are written
 
 class MissingPackage(ImportError):
     """A package that only this part of the report needs is not installed; the message says how to get it."""
-
-
-class _Line(NamedTuple):
-    cells: Cells
-    shade: str
-    weight: str = "normal"
-    ink: str = INK
 
 
 def summary(model: nn.Module) -> str:
@@ -60,20 +49,26 @@ def layer_figure(model: nn.Module, part: int) -> Figure:
     table, owners = _table(model)
     rows = re.findall(r"^ *(\w+-\d+) +\[-1, ([\d, ]+)\] +([\d,]+)$", table, flags=re.MULTILINE)
     totals = re.findall(r"^([A-Z][\w /-]+(?:\(MB\))?): (.+)$", table, flags=re.MULTILINE)
-    columns = _columns([*_blocks(rows, owners), [(name, "", total) for name, total in totals]])
+    blocks = [*_blocks(rows, owners), [(name, "", total) for name, total in totals]]
+    # Of the four columns each block is in the one in which its middle lies, so that none is split.
+    columns: list[list[tuple[Cells, str, str, str]]] = [[] for _ in range(2 * COLUMNS)]
+    lines, above = sum(map(len, blocks)), 0
+    for block, shade in zip(blocks, itertools.cycle(PHASES)):
+        column = columns[2 * COLUMNS * (above + len(block) // 2) // lines]
+        column += [(block[0], shade, "bold", INK), *((cells, shade, "normal", INK) for cells in block[1:])]
+        above += len(block)
     height = max(map(len, columns))
     name = getattr(model, "name", type(model).__name__)
     title = f"{name}: {len(rows)} layers, {totals[0][1]} parameters  (part {part} of 2)"
     figure = Figure(0.7 + 0.17 * height, title)
-    head = _Line(("layer", "output C×H×W", "parameters"), "white", ink=FAINT)
+    head = (("layer", "output C×H×W", "parameters"), "white", "normal", FAINT)
     for ax, column in zip(figure.subplots(1, COLUMNS), columns[(part - 1) * COLUMNS :], strict=False):
         ax.set(xlim=(0, 1), ylim=(height, -1))
         ax.set_axis_off()
-        for y, line in enumerate([head, *column], -1):
-            ax.axhspan(y, y + 1, color=line.shade, linewidth=0)
-            style: dict[str, Any] = {"va": "center", "fontsize": 9.5, "weight": line.weight, "color": line.ink}
-            for x, ha, cell in zip((0.02, 0.72, 0.98), ("left", "right", "right"), line.cells, strict=True):
-                ax.text(x, y + 0.5, cell, ha=ha, **style)
+        for y, (cells, shade, weight, ink) in enumerate([head, *column], -1):
+            ax.axhspan(y, y + 1, color=shade, linewidth=0)
+            for x, ha, cell in zip((0.02, 0.72, 0.98), ("left", "right", "right"), cells, strict=True):
+                ax.text(x, y + 0.5, cell, ha=ha, va="center", fontsize=9.5, weight=weight, color=ink)
     return figure
 
 
@@ -89,17 +84,6 @@ def _blocks(rows: list[Cells], owners: list[str]) -> list[list[Cells]]:
     return blocks
 
 
-def _columns(blocks: list[list[Cells]]) -> list[list[_Line]]:
-    """The lines of the four columns. No block is split: each is in the quarter in which its middle lies."""
-    columns: list[list[_Line]] = [[] for _ in range(2 * COLUMNS)]
-    lines, above = sum(map(len, blocks)), 0
-    for block, shade in zip(blocks, itertools.cycle(PHASES)):
-        column = columns[2 * COLUMNS * (above + len(block) // 2) // lines]
-        column += [_Line(block[0], shade, "bold"), *(_Line(cells, shade) for cells in block[1:])]
-        above += len(block)
-    return columns
-
-
 def _table(model: nn.Module) -> tuple[str, list[str]]:
     """The table's text, and for each of its rows the path of the residual block it lies in; "" for none."""
     try:
@@ -111,16 +95,12 @@ def _table(model: nn.Module) -> tuple[str, list[str]]:
     probe = copy.deepcopy(model).cpu().float().eval()
     blocks: list[str] = []
     owners: list[str] = []
-
-    def note(path: str) -> None:
-        around = (block for block in blocks if f"{path}.".startswith(f"{block}."))
-        owners.append(max(around, key=len, default=""))
-
     for path, module in probe.named_modules():
         if path and not isinstance(module, nn.Sequential | nn.ModuleList):  # what torchsummary has a row for
             blocks += [path] if list(module.children()) else []
-            module.register_forward_hook(lambda *_, path=path: note(path))
+            owner = next((block for block in reversed(blocks) if f"{path}.".startswith(f"{block}.")), "")
+            module.register_forward_hook(lambda *_, owner=owner: owners.append(owner))
     out = io.StringIO()
     with torch.no_grad(), torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(out):
-        print_summary(probe, SHAPE, device="cpu")
+        print_summary(probe, (3, 32, 32), device="cpu")
     return out.getvalue(), owners

@@ -1,7 +1,5 @@
 """Runs as plain text: a run at a glance, its epochs, and the runs that the project keeps."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from s8lib.machine.progress import Table, tell
