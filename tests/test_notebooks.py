@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 
 import nbformat
@@ -241,13 +240,10 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
     with serve() as hub:
         at_hub = hub.environment(tmp_path / "home")
         hub.endpoints.repos["tester/bert"] = Repo(commits=[Commit("theirs", {"vocab.txt": File(b"", False)}, "")])
-        started = time.monotonic()
-        in_process(hub, tmp_path / "home", ASK)
-        wait = max(8.0, 4 * (time.monotonic() - started))  # looks at the Hub, and less than all the bytes take
         (checkpoint,) = uninterrupted.glob(f"checkpoints/epoch_{EPOCHS:03d}.pt")
-        hub.rate = checkpoint.stat().st_size / (0.7 * wait)
-        cells = [*refused[:3], *first[1:3], f"hub.wait = {wait}", *first[3:]]
-        cells += [BY_HAND, *second[1:3], push, "hub.publish(run)  # as the command does it, without exports"]
+        hub.rate = checkpoint.stat().st_size / 2  # two seconds
+        as_the_command_does = "hub.publish(run)"  # without exports
+        cells = [*refused[:3], *first[1:], BY_HAND, *second[1:3], push, as_the_command_does]
         publishing = nbformat.v4.new_notebook()
         publishing.cells = [nbformat.v4.new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
         secret = {"FAKE_COLAB_SECRET": WRITE}
@@ -305,7 +301,6 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
     assert not any(WRITE.encode() in content for content in (said.encode(), *map(Path.read_bytes, written)))
 
 
-ASK = "from s8lib.hub_client import ask\nout = ask('whoami', 60.0, token=token)"
 BY_HAND = """
 from huggingface_hub import HfApi, hf_hub_download
 
