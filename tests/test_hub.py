@@ -304,6 +304,14 @@ def test_what_cannot_be_published_with_is_an_error_before_training(
     assert (lines, hub.endpoints.repos) == ([], {})
 
 
+def test_a_token_that_can_only_read_is_refused_where_the_repository_exists_too(
+    hub: LocalHub, lines: list[str]
+) -> None:
+    hub.endpoints.repos[NAME] = Repo()
+    with pytest.raises(s8.HubError, match="give it write access at"):
+        publisher(lines, token=READ)
+
+
 @pytest.mark.parametrize("token", [WRITE, FINE, OAUTH])
 def test_a_token_that_may_write_makes_the_repository(hub: LocalHub, lines: list[str], token: str) -> None:
     publisher(lines, token=token, private=True)
