@@ -190,7 +190,7 @@ class HubRepo(Place):
             foreign = sorted(head.held - UNIMPORTANT)
             if foreign and not self.overwrite:
                 raise HubError(
-                    f"{self.title} holds {len(foreign)} files that are no run of s8lib's, such as {foreign[0]}: "
+                    f"{self.title} holds files that are no run of s8lib's, such as {foreign[0]}: "
                     "publish to another repository, or say overwrite"
                 ) from None
             return Manifest()
