@@ -169,6 +169,7 @@ def ask(
             said = said.replace(token or "\n", "<token>")[:200]
             raise OutOfReach(f"its process ended with {process.returncode}: {said}") from None
     if isinstance(answer, Exception):
+        answer.args = (str(answer).replace(token or "\n", "<token>"),)
         raise answer
     return answer
 

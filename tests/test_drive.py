@@ -501,6 +501,21 @@ def test_two_different_runs_are_refused_and_stay_as_they_are(machine: Callable[.
     assert (contents(kept), contents(here.path)) == before
 
 
+def test_a_full_disk_here_is_not_taken_for_a_drive_that_cannot_be_read(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = machine()
+    old.save(1)
+    old.run.sync()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("s8lib.run.drive.shutil.copyfileobj", full)
+    with pytest.raises(RunError, match=r"no room for what comes from Google Drive \(\[Errno 28\]"):
+        machine().resumed()
+
+
 def test_a_drive_that_cannot_be_read_is_no_reason_to_start_over(
     machine: Callable[..., Machine], kept: Path
 ) -> None:

@@ -62,10 +62,11 @@ def draw(n: int, policy: Policy, generator: torch.Generator | None = None, flip:
     scale, angle = 1 + spread(moved, policy.scale), spread(moved, policy.rotate)
     tint = [spread(tinted, width) for width in (policy.hue, policy.saturation, policy.value)]
     corner = torch.randint(SIDE - policy.cutout_size + 1, (n, 2), generator=generator, device=device)
+    brightness, contrast = (1 + spread(lit, width) for width in (policy.brightness, policy.contrast))
     return Draws(
         matrix=warp_matrix(drawn if flip is None else flip, shift_x, shift_y, scale, angle),
-        brightness=1 + spread(lit, policy.brightness),
-        contrast=1 + spread(lit, policy.contrast),
+        brightness=brightness,
+        contrast=contrast,
         hsv=torch.stack(tint, dim=1),
         hole=torch.where(cut[:, None], corner, SIDE),
     )

@@ -18,7 +18,7 @@ from typing import Any
 from s8lib.machine.progress import byte_bar
 from s8lib.run.folder import RunFolder
 from s8lib.run.place import Place, Sending, bring
-from s8lib.run.save import CARD, CONFIG, LOG, NEW, OUTGOING, WEIGHTS, RunError, RunFault, content_of, holds
+from s8lib.run.save import CARD, CONFIG, FULL, LOG, NEW, OUTGOING, WEIGHTS, RunError, RunFault, content_of, holds
 
 TICK = 0.1  # seconds between two looks at a copy that is waited for
 TOLD_EVERY = 30.0  # seconds, where no bar is seen
@@ -55,6 +55,8 @@ class Copies:
         except OSError as error:
             shutil.rmtree(run.path / NEW, ignore_errors=True)  # what came before the place was gone
             self._failures += 1
+            if error.errno in FULL:  # this disk: reading fills no place
+                raise RunError(f"{run.path}: no room for what comes from {place.title} ({error})") from error
             if place.required and not newest:
                 raise RunError(
                     f"{place.address} cannot be read ({error}), and a run must not start over because of that: "
