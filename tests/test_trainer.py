@@ -453,7 +453,7 @@ def stand_in(*outcomes: Exception | None) -> Callable[[pytest.MonkeyPatch, Path]
     [
         (no_compiler, "no-such-compiler"),
         (no_cache, "Not a directory"),
-        (stand_in(RuntimeError("ptxas crashed\nwith a long text")), "ptxas crashed)"),
+        (stand_in(RuntimeError("ptxas crashed\nwith a long text")), "ptxas crashed with a long text)"),
         (stand_in(None, OSError(28, "No space left on device")), "No space left"),
     ],
     ids=["no C++ compiler", "unwritable cache", "phase 1", "phase 2"],
