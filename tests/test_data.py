@@ -194,10 +194,10 @@ def every(**values: object) -> Callable[[list[dict]], None]:
 
 
 DAMAGE: dict[str, tuple[Callable[[list[dict]], object], str]] = {
-    "an image of 28x28": (image_7(png(np.zeros((3, 28, 28), np.uint8))), "(28,28,3)"),
-    "an image that is no PNG": (image_7(b"GIF89a"), "delete it"),
-    "an image that is missing": (image_7(None), "delete it"),
-    "text for bytes": (every(img={"bytes": "text", "path": None}), "delete it"),
+    "an image of 28x28": (image_7(png(np.zeros((3, 28, 28), np.uint8))), "row 7"),
+    "an image that is no PNG": (image_7(b"GIF89a"), "row 7"),
+    "an image that is missing": (image_7(None), "row 7"),
+    "text for bytes": (every(img={"bytes": "text", "path": None}), "row 0"),
     "text for images": (every(img="cat"), "does not hold its part"),
     "text for labels": (every(fine_label="cat"), "does not hold its part"),
     "fractions for labels": (every(fine_label=0.5), "does not hold its part"),
@@ -228,7 +228,7 @@ def test_a_png_that_claims_more_pixels_than_pillow_unpacks_is_refused(
     parquet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
-    refused(parquet.parent, str(parquet / TRAIN), "bomb")
+    refused(parquet.parent, str(parquet / TRAIN), "row 0", "bomb")
 
 
 def test_half_of_the_parquet_layout_names_the_other_half(parquet: Path) -> None:

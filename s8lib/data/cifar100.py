@@ -9,9 +9,7 @@ import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,10 +54,6 @@ SHA256 = {
     "test": "55ad31f8f61ce6bfb6afe288bdc0ef020d88abe1f1496a709146502b17a5d4bb",
 }
 CIFAR100_FINGERPRINT = "64e4c448bc0b3e04c30e3896dddc7cd8caa2ed1e149fafbed7f88706f8ffad0e"  # Cifar100.fingerprint()
-# What pyarrow and Pillow say of a damaged file.
-DAMAGED = (
-    OSError, ValueError, TypeError, LookupError, NotImplementedError, SyntaxError, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +193,8 @@ def _read(path: Path, md5: str, sha256: str) -> Split:
         split = _read_parquet(path) if path.suffix else _read_pickle(path, md5)
         if (found := split.sha256()) != sha256:
             raise ValueError(f"the sha256 of its images and labels is {found}, not {sha256}")
-    except DAMAGED as error:
+    # pyarrow's errors are of these kinds.
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
         reason = f"{path} does not hold its part of CIFAR-100 ({one_line(error)})"
         raise DataError(f"{reason}: delete it and load again, or bring another copy.") from error
     return split
@@ -217,17 +212,23 @@ def _read_pickle(path: Path, md5: str) -> Split:
 
 def _read_parquet(path: Path) -> Split:
     """A split of the Hub's: PNGs in img{bytes, path}, fine_label, coarse_label. All 60,000 take about 6 s."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+    from PIL import Image
 
     with pq.ParquetFile(path) as file:
         table = file.read()
     labels = (table[f"{kind}_label"].cast(pa.int64()).fill_null(-1).to_numpy() for kind in ("fine", "coarse"))
     pixels = np.empty((len(table), 32, 32, 3), np.uint8)
     for row, png in enumerate(pc.struct_field(table["img"], "bytes").cast(pa.binary()).to_pylist()):
-        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            pixels[row] = np.asarray(image)  # refuses another size, and another number of channels
+        try:
+            with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+                pixels[row] = np.asarray(image)  # refuses another size, and another number of channels
+        # SyntaxError is Pillow's word for some broken chunks; the bomb claims more pixels than it cares to unpack.
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"row {row}: {one_line(error)}") from None
     return Split(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), *map(torch.tensor, labels))
 
 
