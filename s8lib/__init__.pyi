@@ -13,11 +13,11 @@ from s8lib.data.pictures import ImageError as ImageError
 from s8lib.data.synthetic import choose_data as choose_data
 from s8lib.data.synthetic import synthetic_cifar100 as synthetic_cifar100
 from s8lib.hub_client import HubError as HubError
+from s8lib.inference import Guess as Guess
+from s8lib.inference import predict as predict
 from s8lib.machine.device import DeviceError as DeviceError
-from s8lib.metrics import Guess as Guess
 from s8lib.metrics import Metrics as Metrics
 from s8lib.metrics import evaluate as evaluate
-from s8lib.metrics import predict as predict
 from s8lib.models.networks import ResNet11 as ResNet11
 from s8lib.models.networks import ResNet42 as ResNet42
 from s8lib.models.networks import WideResNet as WideResNet

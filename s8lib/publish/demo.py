@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from s8lib.data.pictures import ImageError
-from s8lib.metrics import predict
+from s8lib.inference import predict
 from s8lib.models.networks import Network
 
 if TYPE_CHECKING:

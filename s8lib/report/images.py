@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from s8lib.data import augment
 from s8lib.data.cifar100 import Cifar100, Split
 from s8lib.data.pictures import prepare
-from s8lib.metrics import predict
+from s8lib.inference import predict
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, Figure, in_words, light, thumbnail
 
