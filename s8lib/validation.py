@@ -15,6 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 class BadInput(ValueError):
     """Something that was given to the library cannot be used; the message says what, why and what to do."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in the place of a traceback: the sentence alone."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 @contextlib.contextmanager
 def refusing(error: type[Exception], where: object = "", known: Iterable[str] = ()) -> Iterator[None]:

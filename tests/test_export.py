@@ -116,6 +116,7 @@ def test_the_cards_own_lines_classify_a_photo_without_s8lib(
     photo = Image.effect_noise((120, 80), 90).convert("RGB")
     photo.save(folder / "photo.jpg", quality=95)
     card = make_card(Machine(tmp_path).until(1).run, "tester/net", exports=entries).text
+    assert "`hf download tester/net model.onnx model.pt2 --local-dir .` fetches them" in card
     _, _, pixels, *runs = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     lines = ["import sys", "sys.modules['s8lib'] = None", pixels]
     lines += [f"{run}\nprint(logits.tolist()[0])" for run in runs]

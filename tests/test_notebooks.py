@@ -18,7 +18,7 @@ from nbval.plugin import get_sanitize_patterns
 
 import s8lib as s8
 from s8lib.metrics import predict_logits
-from tests.hub_endpoints import WRITE
+from tests.hub_endpoints import WRITE, Commit, File, Repo
 from tests.hub_runs import in_process
 from tests.local_hub import serve
 from tests.runs import assert_same_bits, outcome
@@ -231,25 +231,52 @@ def test_a_full_drive_stops_no_training_and_keeps_the_newest_checkpoint_it_has_r
 def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best(
     tmp_path: Path, uninterrupted: Path
 ) -> None:
-    colab = FakeColab(tmp_path, uninterrupted.parents[2] / "My Drive")
-    form = {"PUSH": True, "SPACE": "tester/page", "LICENSE": "apache-2.0"}
-    publishing, name = opened("save_to_hugging_face.ipynb", **form), f"tester/{RUN}"
+    """Someone names another's repository, is refused, names their own; then edits the card and pushes again."""
+    colab, name = FakeColab(tmp_path, uninterrupted.parents[2] / "My Drive"), f"tester/{RUN}"
+    forms = ({"HUB_REPO": "tester/bert"}, {"PRIVATE": True, "SPACE": "tester/page", "LICENSE": "cc0-1.0"}, {})
+    refused, first, second = (opened("save_to_hugging_face.ipynb", PUSH=True, **form).cells for form in forms)
+    (push,) = (cell for cell in second if "hub.publish(" in cell.source)
+    refused[2].metadata.tags = ["raises-exception"]
     with serve() as hub:
         at_hub = hub.environment(tmp_path / "home")
-        said = execute(publishing, colab.content, colab.environment | at_hub | {"FAKE_COLAB_SECRET": WRITE})
+        hub.endpoints.repos["tester/bert"] = Repo(commits=[Commit("theirs", {"vocab.txt": File(b"", False)}, "")])
+        (checkpoint,) = uninterrupted.glob(f"checkpoints/epoch_{EPOCHS:03d}.pt")
+        hub.rate = checkpoint.stat().st_size / 2  # two seconds
+        cells = [*refused[:3], *first[1:], BY_HAND, *second[1:3], push, "hub.publish(run)"]
+        publishing = nbformat.v4.new_notebook()
+        publishing.cells = [nbformat.v4.new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+        secret = {"FAKE_COLAB_SECRET": WRITE}
+        said = execute(publishing, colab.content, colab.environment | at_hub | secret)
+        hub.rate = None
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        again = execute(opened("save_to_hugging_face.ipynb", RUN=name, HUB_REPO=name), elsewhere, at_hub)
+        dry = opened("save_to_hugging_face.ipynb", RUN=name, HUB_REPO=name, SPACE="tester/another")
+        again = execute(dry, elsewhere, at_hub | {"HF_TOKEN": WRITE})
         images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         stranger = in_process(hub, tmp_path / "strangers home", STRANGER, name=name, images=images.tolist())
-    (commit,) = hub.commits(name)
-    assert {"model.onnx", "model.pt2", "README.md", "exports.json"} <= commit.files.keys()
-    assert f"checkpoints/epoch_{EPOCHS:03d}.pt" in hub.resume(name).files
-    assert said.index(f"no repository is named: {name}") < said.index(f"is on the Hub: {hub.url}/{name}/commit")
 
-    assert "license: apache-2.0" in commit.files["README.md"].content.decode()
+    (refusal,) = (output for output in refused[2].outputs if output.output_type == "error")
+    assert refusal.traceback == [
+        "HubError: tester/bert on the Hub holds files that are no run of s8lib's, such as vocab.txt: "
+        "publish to another repository, or say overwrite"
+    ]
+    assert len(hub.endpoints.repos["tester/bert"].commits) == 1
+    assert hub.endpoints.repos.keys() == {"tester/bert", name, "spaces/tester/page"}
+    assert hub.endpoints.repos[name].private
+    assert hub.endpoints.repos["spaces/tester/page"].private
+
+    commit, _, last = hub.commits(name)  # publishing without exports changed nothing more
+    assert f"checkpoints/epoch_{EPOCHS:03d}.pt" in hub.resume(name).files
+    cards = [one.files["README.md"].content.decode() for one in hub.commits(name)]
+    assert [re.findall("license: (.*)", card) for card in cards] == [["cc0-1.0"], ["cc-by-4.0"], ["cc-by-4.0"]]
+    assert cards[2] == cards[1]
+    assert not [file for file in last.files if file.endswith(".pt")]
+    for export in ("model.onnx", "model.pt2", "exports.json"):
+        assert last.files[export] == commit.files[export]
     (page,) = hub.commits("spaces/tester/page")
     assert page.files["model.onnx"] == commit.files["model.onnx"]
+    assert said.index(f"no repository is named: {name}") < said.index(f"is on the Hub: {hub.url}/{name}/commit")
+    assert re.search(rf"epoch {EPOCHS} to {name} on the Hub: +[1-9]\d*%.*?B/s", said), "no bar"
 
     log = s8.EpochLog.read(uninterrupted / "epoch_log.csv")
     best_epoch, best = s8.RunFolder(uninterrupted).best_weights()
@@ -271,6 +298,14 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
     assert not any(WRITE.encode() in content for content in (said.encode(), *map(Path.read_bytes, written)))
 
 
+BY_HAND = """
+from huggingface_hub import HfApi, hf_hub_download
+
+card = Path(hf_hub_download(HUB_REPO, "README.md", token=token)).read_text()
+card = card.replace("license: cc0-1.0", "license: cc-by-4.0").replace("<!--", "Of my hamsters.\\n\\n<!--", 1)
+sent = {"path_or_fileobj": card.encode(), "path_in_repo": "README.md", "commit_message": "by hand"}
+_ = HfApi(token=token).upload_file(repo_id=HUB_REPO, **sent)
+"""
 STRANGER = """
 import torch
 import s8lib as s8
