@@ -279,7 +279,7 @@ def _tell_what_moves() -> None:
             # Bytes, and not those that Xet reads through to find what is new.
             if getattr(bar, "unit", "") == "B" and not bar.desc.startswith("Processing"):
                 moved += int(n or 0)
-                if time.monotonic() > told + TICK:
+                if time.monotonic() > told + TICK or bar.n + int(n or 0) == bar.total:  # the end of a file
                     told = time.monotonic()
                     print(f"\nmoved {moved}", flush=True)
         return plain(bar, n)

@@ -10,14 +10,20 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import s8lib as s8
-from s8lib.publish.publisher import fetch_run
+from s8lib import cli
+from s8lib.hub_client import OutOfReach
+from s8lib.publish.publisher import FIRST_PAUSE, fetch_run
+from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
+from s8lib.run.place import Staged
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, client_of, serve
@@ -248,6 +254,33 @@ def test_finish_waits_no_longer_than_it_may_and_leaves_no_process(
     assert list((run.path / ".outgoing").iterdir()) == []
 
 
+def test_with_the_limits_as_they_are_a_hub_that_hangs_for_ten_minutes_costs_no_commit(
+    hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that only waiting moves: an upload hangs, and then every look at the Hub."""
+    now, limits = 0.0, iter([STILL_LIMIT, *[CHECK_LIMIT] * 99])
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    publishing = s8.HubPublisher(NAME, token=WRITE, say=lines.append)
+    publishing.pause, send = FIRST_PAUSE, publishing.repo.send
+
+    def hanging(save: Staged, stop: threading.Event) -> str:
+        if now > 600:
+            return send(save, stop)
+        sleep(next(limits))
+        raise OutOfReach("no answer")
+
+    monkeypatch.setattr(publishing.repo, "send", hanging)
+    monkeypatch.setattr("s8lib.run.copies.time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    run = Machine(tmp_path / "run", [publishing], lines=lines).until(2)
+    publishing.finish(run.run)
+    assert lines[-1].startswith("epoch 2 is on the Hub")
+    assert any("nothing has moved for" in line for line in lines)
+
+
 BAD = [
     ({"token": "hf_nobodyKnows"}, "this token is not valid: make one with write access"),
     ({"token": READ}, "this token may not do this: give it write access at"),
@@ -269,6 +302,14 @@ def test_what_cannot_be_published_with_is_an_error_before_training(
     assert words in str(raised.value)
     assert options.get("token", WRITE) not in str(raised.value)
     assert (lines, hub.endpoints.repos) == ([], {})
+
+
+def test_a_token_that_can_only_read_is_refused_where_the_repository_exists_too(
+    hub: LocalHub, lines: list[str]
+) -> None:
+    hub.endpoints.repos[NAME] = Repo()
+    with pytest.raises(s8.HubError, match="give it write access at"):
+        publisher(lines, token=READ)
 
 
 @pytest.mark.parametrize("token", [WRITE, FINE, OAUTH])
@@ -419,18 +460,21 @@ def test_a_run_is_fetched_once_and_a_repository_without_one_or_none_is_told(
     assert contents(here.path, published_otherwise) == newest
 
 
-def test_weights_that_are_damaged_in_the_repository_are_left_there_and_named(
+def test_what_is_damaged_in_the_repository_is_left_there_and_named(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
     run, publishing = published(tmp_path / "run", lines)
     run.until(2)
     publishing.finish(run.run)
     whole = hub.resume(NAME)
-    files = {**whole.files, "model.safetensors": File(b"damaged", lfs=True)}
+    damaged = ("model.safetensors", "recipe.json", "report.json")
+    files = whole.files | {name: File(b"damaged", lfs=False) for name in damaged}
     hub.endpoints.repos[NAME].branches["resume"].append(Commit("damaged", files, ""))
     new = s8.RunFolder(tmp_path / "new", lines.append)
     assert fetch_run(NAME, new)
-    assert f"{NAME} on the Hub: not as they were saved there, so left there: best/model.safetensors" in lines
+    left = f"{NAME} on the Hub: not as they were saved there, so left there: "
+    (said,) = (line.removeprefix(left) for line in lines if line.startswith(left))
+    assert {*said.split(", ")} == {"best/model.safetensors", "recipe.json", "report.json"}
     with pytest.raises(s8.RunError, match="damaged or incomplete"):
         new.best_weights()
     assert fetch_run(NAME, s8.RunFolder(tmp_path / "whole"), revision=whole.oid)
@@ -462,7 +506,7 @@ def test_what_s8lib_did_not_put_there_is_replaced_only_if_that_is_asked_for_and_
     hub.endpoints.repos[NAME] = Repo()
     hub.endpoints.repos[NAME].commits.append(Commit("theirs", bert, ""))
     for start in (publishing.publish, publishing.claim):
-        with pytest.raises(s8.HubError, match="holds 3 files that are no run of s8lib's, such as model.onnx"):
+        with pytest.raises(s8.HubError, match="holds files that are no run of s8lib's, such as model.onnx"):
             start(run.run)
     assert [commit.title for commit in hub.commits(NAME)] == ["theirs"]
     publishing.repo.overwrite = True
@@ -470,6 +514,25 @@ def test_what_s8lib_did_not_put_there_is_replaced_only_if_that_is_asked_for_and_
     files = hub.commits(NAME)[-1].files
     assert {"vocab.txt", "model.onnx", "manifest.json"} <= files.keys()
     assert files["model.safetensors"].content != b"theirs"
+
+
+def test_a_strangers_repository_is_bad_input_before_the_first_epoch_and_stays_as_it_is(
+    hub: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.endpoints.repos[NAME] = Repo(commits=[Commit("initial commit", {"vocab.txt": File(b"theirs", False)}, "")])
+    small = ["--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--device", "cpu"]
+    training = ["train", *small, "--run", str(tmp_path / "new")]
+    publishing = ["publish", "--run", str(Machine(tmp_path / "run").until(1).path)]
+    for arguments in (training, publishing):
+        assert cli.main([*arguments, "--hub-repo", NAME]) == 2
+        printed = capsys.readouterr()
+        assert printed.err == (
+            f"error: {NAME} on the Hub holds files that are no run of s8lib's, such as vocab.txt: "
+            "publish to another repository, or say overwrite\n"
+        )
+        assert "epoch   1/" not in printed.out
+    assert hub.endpoints.repos[NAME].branches.keys() == {"main"}
+    assert hub.commits(NAME) == []
 
 
 def test_what_a_later_version_of_the_library_has_published_is_not_replaced(

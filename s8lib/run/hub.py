@@ -233,7 +233,7 @@ class HubRepo:
             foreign = sorted({*there["held"]} - UNIMPORTANT)
             if foreign and not self.overwrite:
                 raise HubError(
-                    f"{self.title} holds {len(foreign)} files that are no run of s8lib's, such as {foreign[0]}: "
+                    f"{self.title} holds files that are no run of s8lib's, such as {foreign[0]}: "
                     "publish to another repository, or say overwrite"
                 ) from None
             return None
