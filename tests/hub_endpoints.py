@@ -18,6 +18,7 @@ WRITE, READ, FINE, FINE_READ, OAUTH = (
     f"hf_{role}PlantedTokenOfTheTests" for role in ("write", "read", "fine", "fineRead", "oauth")
 )
 LFS = (".pt", ".safetensors", ".onnx", ".pt2")  # what the real Hub's first .gitattributes sends to LFS, in part
+ATTRIBUTES = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LFS).encode()
 
 REPO = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
 FILES = r"/(?P<prefix>datasets/|spaces/)?(?P<name>[^/]+/[^/]+)"
@@ -198,7 +199,8 @@ class Endpoints:
         if key in self.repos:  # whoever asks: this is why a bad token has to be found by whoami
             raise Refusal(409, f"You already created this {kind} repo", url=url)
         self._check_write(request, name)
-        self.repos[key] = Repo(private=asked.get("visibility") == "private")
+        first = Commit("initial commit", {".gitattributes": File(ATTRIBUTES, lfs=False)}, "")
+        self.repos[key] = Repo(asked.get("visibility") == "private", [first])
         return {"url": url, "name": name, "id": "1"}
 
     def auth_check(self, request: Request, kind: str, name: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 NAME = "tester/net"
 WHEEL = f"s8lib-{s8.__version__}-py3-none-any.whl"
 USABLE = {WHEEL, "architectures.py", "modeling_s8lib.py", "preprocessor_config.json"}  # beside every save
+GIT = {".gitattributes"}  # the Hub's own, which stays
 
 
 def until(what: Callable[[], object], seconds: float = 30.0) -> None:
@@ -47,7 +48,7 @@ def check_consistent(commit: Commit, epoch: int, folder: Path, resume: bool = Fa
     """All of a commit, on main or to `resume` from, is of one moment: `epoch`, its log, its best weights."""
     files = {name: file.content for name, file in commit.files.items()}
     checkpoint = f"checkpoints/epoch_{epoch:03d}.pt"
-    assert sorted(files.keys() - USABLE) == [
+    assert sorted(files.keys() - USABLE - GIT) == [
         *([] if resume else ["README.md"]),
         *([checkpoint] if resume else []),
         "config.json",
@@ -69,7 +70,7 @@ def check_consistent(commit: Commit, epoch: int, folder: Path, resume: bool = Fa
     for name, entry in manifest.files.items():
         content = files[name.removeprefix("best/")]
         assert (len(content), hashlib.sha256(content).hexdigest()) == (entry.bytes, entry.sha256)
-    unnamed = files.keys() - {name.removeprefix("best/") for name in manifest.files}
+    unnamed = files.keys() - GIT - {name.removeprefix("best/") for name in manifest.files}
     assert unnamed == {"manifest.json"} | (set() if resume else {"README.md"})
     if resume:
         assert torch.load(io.BytesIO(files[checkpoint]), weights_only=True)["model"]["bias"][0] == epoch

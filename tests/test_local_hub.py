@@ -70,14 +70,14 @@ out["all"] = sorted(p.name for p in __import__("pathlib").Path(snapshot_download
     assert out["url"] == out["again"] == f"{hub.url}/{NAME}"
     assert out["private"]
     assert bytes.fromhex(out["pulled"]) == big
-    assert out["held"] == ["README.md", "checkpoints/b.pt"] == [path for path, _ in out["tree"]]
+    assert out["held"] == [".gitattributes", "README.md", "checkpoints/b.pt"] == [path for path, _ in out["tree"]]
     assert ["checkpoints/b.pt", len(big)] in out["tree"]
-    assert out["all"] == ["README.md", "b.pt"]
+    assert out["all"] == [".gitattributes", "README.md", "b.pt"]
     assert out["raced"] == 412
     one, two = hub.commits(NAME)
     assert (one.title, one.oid, two.title, two.oid) == ("one", out["first"], "two", out["head"])
-    assert sorted(one.files) == ["README.md", "checkpoints/a.pt"]
-    assert sorted(two.files) == ["README.md", "checkpoints/b.pt"]
+    assert sorted(one.files) == [".gitattributes", "README.md", "checkpoints/a.pt"]
+    assert sorted(two.files) == [".gitattributes", "README.md", "checkpoints/b.pt"]
     assert hub.requests.count("lfs_put") == 1  # the second time the content is there already
     unknown = {name for name in hub.requests if " " in name}
     assert unknown <= {"GET /api/agent-harnesses"}  # asked once a day; no is an answer

@@ -27,7 +27,7 @@ from s8lib.publish.export import export_onnx
 from s8lib.publish.space import RUNTIME, create_space, write_space
 from tests.browser import fits, requests_of, text_of
 from tests.hub_endpoints import WRITE, Commit, File, Repo
-from tests.hub_runs import NAME, ROOT
+from tests.hub_runs import GIT, NAME, ROOT
 from tests.local_hub import LocalHub, client_of, serve
 
 SPACE = f"spaces/{NAME}"
@@ -183,7 +183,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def files_of(hub: LocalHub) -> set[str]:
-    return set(hub.endpoints.repos[SPACE].head.files)
+    return set(hub.endpoints.repos[SPACE].head.files) - GIT
 
 
 def test_a_space_is_static_names_its_model_and_knows_the_classes(folder: Path) -> None:

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import s8lib as s8
+from s8lib import cli
 from s8lib.publish.demo import example_images
 from s8lib.report.card import BEGIN, END
 from tests.hub_endpoints import WRITE, Commit, File, Repo
@@ -25,8 +26,6 @@ from tests.hub_runs import NAME, in_process
 from tests.local_hub import LocalHub, client_of, serve
 from tests.runs import MODEL, Cut, train
 from tests.saves import Machine
-
-NAMES = tuple(f"kind {number}" for number in range(100))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_the_cards_first_lines_install_s8lib_from_there_predict_and_go_on_traini
     assert command == "pip install"
     options = ("--no-deps", "--no-index", "--quiet", "--target", tmp_path / "site")
     subprocess.run([sys.executable, "-m", "pip", "install", *options, address], check=True)
-    lines = "import os\nos.chdir(folder); sys.path.insert(0, site); os.environ['S8_DATA'] = 'synthetic'\n"
+    lines = "import os\nos.chdir(folder); sys.path.insert(0, site); os.environ.pop('S8_DATA', None)\n"
     for block in (predict, go_on):
         lines += block.removeprefix("python\n").replace("photo.jpg", "photo.png")
     lines += "out = [s8.__file__, s8.__version__, len(run.log())]"
@@ -207,6 +206,23 @@ def test_a_card_whose_metadata_cannot_be_read_is_left_there_and_said(hub: LocalH
         publishing.publish(Machine(tmp_path / "run", lines=lines).until(1).run)
     assert "the metadata at the top of its README.md cannot be read (" in "".join(lines)
     assert hub.commits(name) == []
+
+
+def test_the_publish_command_makes_the_exports_it_is_asked_for_and_keeps_them_when_it_is_not(
+    hub: LocalHub, run: s8.RunFolder
+) -> None:
+    pytest.importorskip("onnxscript", reason="exporting needs the extra `export`")
+    name = "tester/exported"
+    publish = ["publish", "--run", str(run.path), "--hub-repo", name, "--hub-private", "--license", "cc0-1.0"]
+    for asked in (["--export", "onnx,program"], []):
+        assert cli.main([*publish, *asked]) == 0
+    assert hub.endpoints.repos[name].private
+    made, kept = hub.commits(name)
+    for file in ("model.onnx", "model.pt2"):
+        assert kept.files[file] == made.files[file]
+        assert kept.files[file].content == (run.path / file).read_bytes()
+        assert f"`{file}` is " in text_of(kept)
+    assert ModelCard(text_of(kept)).data.license == "cc0-1.0"
 
 
 def test_push_to_hub_says_which_call_to_use(tmp_path: Path) -> None:
