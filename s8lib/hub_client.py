@@ -260,9 +260,9 @@ def _tell_what_moves() -> None:
         nonlocal moved, told
         with lock:
             # Bytes, and not those that Xet reads through to find what is new.
-            if getattr(bar, "unit", "") == "B" and not bar.desc.startswith("Processing"):
-                moved += int(n or 0)
-                if time.monotonic() > told + TICK or bar.n + int(n or 0) == bar.total:  # the end of a file
+            if n and getattr(bar, "unit", "") == "B" and not bar.desc.startswith("Processing"):
+                moved += int(n)
+                if time.monotonic() > told + TICK or bar.n + n == bar.total:  # the end of a file
                     told = time.monotonic()
                     Path(sys.argv[1], MOVED).write_text(str(moved))
         return plain(bar, n)
