@@ -490,6 +490,8 @@ def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
     assert "it holds epoch 20 of this very run, and is not set back" in lines[0]
     assert "epoch 10 is NOT on the Hub" in lines[1]
     other = Machine(tmp_path / "other", recipe=dataclasses.replace(RECIPE, seed=9)).until(10)
+    publishing.finish(other.run)
+    assert "it holds another run (recipe seed is 3 there and 9 here)" in other.lines[0]
     publishing.repo.overwrite = True
     publishing.finish(other.run)
     assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["epoch 20", "epoch 10"]
