@@ -141,6 +141,7 @@ def _checks(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     device, run = _device(options), s8.RunFolder(options.run)
+    summary = run.log().summary()  # before the data: there may be no run
     try:
         data = s8.data_of(run, options.data, download=False)
     except (s8.DataError, s8.RunError) as error:
@@ -152,14 +153,15 @@ def _report(options: argparse.Namespace) -> None:
         run, data, target=options.target, film=not options.no_video, device=device, precision=options.precision
     )
     print(s8.report.contents(run))
-    print(run.log().summary())
+    print(summary)
 
 
 def _publish(options: argparse.Namespace) -> None:
     run = s8.RunFolder(options.run)
+    weights = run.best_weights()[1]  # before the Hub is asked: there may be no run
     told = {"private": options.hub_private, "overwrite": options.overwrite, "license": options.license}
     hub = s8.HubPublisher(options.hub_repo, **told)
-    exports = _exports(s8.load_model(run.best_weights()[1]), options.export, run.path) if options.export else ()
+    exports = _exports(s8.load_model(weights), options.export, run.path) if options.export else ()
     hub.publish(run, [*exports])
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -284,9 +285,16 @@ def test_a_missing_run_or_model_is_told_before_any_data_is_looked_for(
 ) -> None:
     monkeypatch.setenv("S8_DATA", str(tmp_path / "no data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for source in (("--run", tmp_path / "nope"), ("--model", tmp_path / "nope")):
-        assert cli.main(["evaluate", *map(str, source)]) == 2
-        assert "nope" in capsys.readouterr().err
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    nope = str(tmp_path / "nope")
+    for command in (
+        ["evaluate", "--run", nope], ["evaluate", "--model", nope], ["report", "--run", nope],
+        ["predict", "--run", nope, "x.jpg"], ["publish", "--run", nope, "--hub-repo", "you/x"],
+    ):  # fmt: skip
+        assert cli.main(command) == 2
+        told = capsys.readouterr()
+        assert nope in told.err
+        assert not told.out
 
 
 def test_trained_weights_predict_and_are_exported(
@@ -302,3 +310,15 @@ def test_trained_weights_predict_and_are_exported(
     assert cli.main(["export", "--run", str(whole_run[0]), "--to", "program", "--out", str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "model.pt2")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt2"]
+
+
+def test_checks_and_a_demo_are_commands(
+    whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["checks"]) == 0
+    assert re.match(r"GPU: .+\nprecision: ", capsys.readouterr().out)
+    shown: list[dict[str, bool]] = []
+    page = types.SimpleNamespace(launch=lambda **options: shown.append(options))
+    monkeypatch.setattr("s8lib.publish.demo.build_demo", lambda model: page)
+    assert cli.main(["demo", "--run", str(whole_run[0])]) == 0
+    assert shown == [{"inbrowser": True}]

@@ -157,6 +157,17 @@ def test_a_folder_outside_my_drive_is_refused(content: Path, folder: str) -> Non
         s8.colab.mount_drive(folder)
 
 
+@pytest.mark.parametrize(("folder", "keep"), [("", "auto"), (" ", "here"), ("runs", "nowhere")])
+@pytest.mark.parametrize("on_colab", [True, False])
+def test_no_folder_and_no_place_are_refused_before_files_are_scattered(
+    request: pytest.FixtureRequest, folder: str, keep: str, on_colab: bool
+) -> None:
+    if on_colab:
+        request.getfixturevalue("content")
+    with pytest.raises(colab.ColabError, match="name a folder such as s8lib-runs, and say auto, drive or here"):
+        s8.colab.mount_drive(folder, keep)
+
+
 def test_a_folder_that_cannot_be_made_on_drive_is_refused(content: Path, tmp_path: Path) -> None:
     (tmp_path / "cloud" / "s8lib").write_text("a file of that name")
     with pytest.raises(colab.ColabError, match="cannot be used .*s8lib"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,16 @@ import torch
 from PIL import Image
 
 import s8lib as s8
-from s8lib import cli
+from s8lib import cli, trainer
 from s8lib.data.pictures import prepare
 from s8lib.report import make_card
-from tests.runs import MODEL
+from tests.local_hub import client_of, serve
+from tests.runs import MODEL, assert_same_bits, outcome
 
 COLOURS = {"red fox": (200, 50, 50), "sea": (40, 60, 210), "$ grass": (60, 190, 60)}
 NAMES = ("$ grass", "red fox", "sea")
+TRAIN = ("--recipe", "quick", "--model", MODEL, "--epochs", "2", "--device", "cpu")
+TRAIN += ("--set", "batch_size=12", "--set", "lr_peak=0.2")
 
 
 def draw(folder: Path, count: int, names: tuple[str, ...] = NAMES) -> None:
@@ -50,9 +55,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on `pictures`, by the command."""
     run = tmp_path_factory.mktemp("run") / "run"
-    few = ("--epochs", "2", "--set", "batch_size=12", "--set", "lr_peak=0.2", "--device", "cpu")
-    command = ["train", "--data", str(pictures), "--recipe", "quick", "--model", MODEL, "--run", str(run), *few]
-    assert cli.main(command) == 0
+    assert cli.main(["train", "--data", str(pictures), "--run", str(run), *TRAIN]) == 0
     return run
 
 
@@ -183,3 +186,39 @@ def test_other_pictures_than_the_runs_own_are_refused(
     draw(tmp_path / "train", 3)
     assert cli.main(["evaluate", "--run", str(run), "--data", str(tmp_path)]) == 2
     assert "was trained on other data" in capsys.readouterr().err
+
+
+def test_by_the_commands_own_pictures_are_trained_on_after_an_interruption_predicted_and_published(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, sea = str(tmp_path / "mine"), str(pictures / "test" / "sea" / "000.png")
+    again = ["train", "--data", str(pictures), "--run", mine, *TRAIN]
+    measure, measured = trainer.evaluate, []
+
+    def interrupted(*arguments: Any, **options: Any) -> s8.Metrics:
+        measured.append(measure(*arguments, **options))
+        if len(measured) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return measured[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", interrupted)
+        assert cli.main(again) == 130
+    assert f"stopped; the last good checkpoint is epoch 1 in {mine}" in capsys.readouterr().out
+    assert cli.main(again) == 0
+    assert [line[:11] for line in capsys.readouterr().out.splitlines() if line[:5] == "epoch"] == ["epoch   2/2"]
+    assert_same_bits(outcome(tmp_path / "mine"), outcome(run))
+
+    assert cli.main(["predict", "--run", mine, sea]) == 0
+    *_, guessed = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*000\.png: sea \d+%(, (red fox|\$ grass) \d+%){2}", guessed)
+    with serve() as hub, client_of(hub, tmp_path / "home"):
+        assert cli.main(["publish", "--run", mine, "--hub-repo", "tester/pets"]) == 0
+        assert cli.main(["predict", "--model", "tester/pets", sea]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == guessed
+    card = hub.commits("tester/pets")[-1].files["README.md"].content.decode()
+    assert (
+        "**This is not a CIFAR-100 network.** It was trained and tested on other data (field trip, 3 classes)"
+        in card
+    )
+    assert ", ".join(NAMES) in card

@@ -43,6 +43,16 @@ def test_a_badge_opens_the_notebook_of_the_project_on_github_and_goes_with_it() 
     assert not re.fullmatch(notebooks.GITHUB, "https://example.org/someone/s8lib")
 
 
+def test_storing_the_notebook_of_a_project_on_github_writes_its_badge_and_address_and_keeps_the_extras() -> None:
+    title = nbformat.v4.new_markdown_cell("# Title")
+    cell = nbformat.v4.new_code_cell('# @title Install, of before\nEXTRAS = "[demo]"')
+    notebooks.dress(nbformat.v4.new_notebook(cells=[title, cell]), "x.ipynb", "someone/s8lib.fork")
+    page = "https://colab.research.google.com/github/someone/s8lib.fork/blob/main/x.ipynb"
+    assert title.source.endswith(f"({page})\n\n# Title")
+    expected = CELL.rstrip().replace('EXTRAS = ""', 'EXTRAS = "[demo]"')
+    assert cell.source == expected.replace('ADDRESS = ""', f'ADDRESS = "git+{REPO}"')
+
+
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What pip was asked for, in an empty working folder on a machine without s8lib."""

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -48,6 +50,58 @@ def test_a_notebook_opens_on_colab_with_a_gpu_and_a_table_of_contents(name: str)
     metadata = nbformat.read(ROOT / name, as_version=4).metadata
     assert metadata["accelerator"] == "GPU"
     assert metadata["colab"]["toc_visible"]
+
+
+def code_of(name: str) -> list[str]:
+    return [cell.source for cell in nbformat.read(ROOT / name, as_version=4).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "asked"),
+    [
+        ("session_8.ipynb", 15, {"DATA", "KEEP", "DISCONNECT_WHEN_DONE"}),
+        ("save_to_hugging_face.ipynb", 10, {"DATA", "KEEP", "HUB_REPO"}),
+    ],
+)
+def test_every_field_of_the_form_reaches_the_library_and_the_checks_come_before_anything_is_sent(
+    name: str, cells: int, asked: set[str]
+) -> None:
+    code = code_of(name)
+    assert len(code) <= cells
+    (form,) = (source for source in code if source.startswith("# @title Settings"))
+    fields = set(re.findall(r"(?m)^([A-Z_]+) = .*# @param", form))
+    assert asked <= fields
+    rest = "\n".join(code).replace("print(", "#")  # that a field is printed is not enough
+    for field in fields:
+        assert re.search(rf"(?m)^(?!{field} = .*@param)[^#]*\b{field}\b", rest), field
+    text = "\n".join(code)
+    assert text.index("s8.colab.checks()") < text.index("s8.HubPublisher(")
+
+
+def test_whoever_looks_at_the_training_notebook_sees_a_real_run_first_and_its_curves_once() -> None:
+    notebook = nbformat.read(ROOT / "session_8.ipynb", as_version=4)
+    assert "*synthetic stand-in*" in notebook.cells[0].source
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    (reference,) = (cell for cell in code if "s8.report.reference_runs()" in cell.source)
+    assert code.index(reference) < min(i for i, cell in enumerate(code) if "# @title Settings" in cell.source)
+    assert re.search(r"final epoch \d+: [\d.]+% top-1 on the test set", json.dumps(reference.outputs))
+    assert any("image/jpeg" in output.get("data", {}) for output in reference.outputs)
+    text = "\n".join(cell.source for cell in code)
+    assert text.count("LiveCurves(") + text.count("s8.report.curves(") + text.count("graph.jpg") == 1
+    assert "may lie below" in "".join(cell.source for cell in notebook.cells), "train does not for every recipe"
+
+
+def test_the_reference_runs_come_with_the_wheel() -> None:
+    listed = "from setuptools.dist import Distribution as D; d = D(); d.parse_config_files(); d.script_name = ''\n"
+    listed += "b = d.get_command_obj('build_py'); b.finalize_options()\n"
+    listed += "print(*(f'{source}/{file}' for _, source, _, files in b.data_files for file in files), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", listed], cwd=ROOT, capture_output=True, text=True, check=True)
+    packed = {
+        Path(line).relative_to("results").as_posix() for line in done.stdout.splitlines() if "results" in line
+    }
+    for run in (path.parent for path in (ROOT / "results").rglob("epoch_log.csv")):
+        for name in ("epoch_log.csv", "recipe.json", "environment.json", "report.json", "graph.jpg"):
+            assert not (run / name).exists() or (run / name).relative_to(ROOT / "results").as_posix() in packed
 
 
 def test_of_a_compared_output_only_what_differs_between_runs_is_passed_over() -> None:

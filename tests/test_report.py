@@ -266,13 +266,14 @@ def test_a_run_is_not_measured_on_data_it_was_not_trained_on(
     assert "trained on other data than synthetic, seed 1" in capsys.readouterr().out
 
 
-def test_without_being_told_the_command_takes_the_runs_own_data_where_it_is_at_hand(
-    run: s8.RunFolder, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
+def test_without_being_told_the_command_takes_the_runs_own_data_where_it_is_at_hand_and_ends_with_a_summary(
+    run: s8.RunFolder, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("s8lib.report.subject.choose_data", lambda where, **_: tiny)
     (run.path / "report.json").unlink(missing_ok=True)
     assert cli.main(["report", "--run", str(run.path), "--no-video", "--device", "cpu"]) == 0
     assert json.loads((run.path / "report.json").read_text())["best_measured_again"]["n"] == len(tiny.test)
+    assert capsys.readouterr().out.splitlines()[-1] == run.log().summary()
 
 
 def test_a_damaged_log_does_not_stop_a_report(run: s8.RunFolder, tmp_path: Path) -> None:

@@ -87,13 +87,11 @@ class EpochLog:
         return sum(row.seconds for row in self.rows) / 60
 
     def line(self, epochs: int) -> str:
-        """The last epoch, of a run of `epochs`, in one line."""
-        row = self.rows[-1]
+        """The last epoch, of a run of `epochs`, in a line that a notebook does not wrap, in columns."""
+        row, best = self.rows[-1], f"{self.best.epoch:<{len(str(epochs))}}"
         return (
-            f"epoch {row.epoch:3d}/{epochs}  phase {row.phase}  lr {row.lr:.4f}  "
-            f"train {row.train_loss:.3f} {row.train_acc:5.2f}%  test {row.test_loss:.3f} {row.test_acc:5.2f}% "
-            f"(top-5 {row.test_top5:5.2f}%)  best {row.best_acc:5.2f}% @{self.best.epoch}  "
-            f"{row.images_per_s:,.0f} images/s  {row.seconds:.1f} s"
+            f"epoch {row.epoch:3d}/{epochs}  lr {row.lr:.4f}  train {row.train_loss:.3f} {row.train_acc:6.2f}%  "
+            f"test {row.test_loss:6.3f} {row.test_acc:6.2f}%  best {row.best_acc:6.2f}% @{best}"
         )
 
     def summary(self) -> str:
