@@ -39,13 +39,14 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
         step: seconds of a step of the next epoch, without the optimizer's part.
         images: that an epoch trains on; `test_images` are then measured, at a third of the cost of training.
     """
-    full = step * (32 / recipe.at(done).image_size) ** 2
+    left, full = recipe.epochs - done, step * (32 / recipe.at(done).image_size) ** 2
     seconds = seconds_left(recipe, done, done, step * (images // recipe.batch_size) * 1.1)
-    seconds += (recipe.epochs - done) * full * test_images / recipe.batch_size / 3
+    seconds += left * full * test_images / recipe.batch_size / 3
     shorter = ""
-    if seconds > LONG and device == "cpu":
-        epochs = max(1, math.floor(recipe.epochs * LONG / seconds))
-        shorter = f"; a new run of {epochs} epoch{'s' * (epochs > 1)} would end within 20 min"
+    if device == "cpu":
+        epochs = math.floor(left * LONG / seconds)
+        if 0 < epochs < left:
+            shorter = f"; a new run of {epochs} epoch{'s' * (epochs > 1)} would end within 20 min"
     elif seconds > LONG:
         shorter = "; the recipe quick shows a result much sooner"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""

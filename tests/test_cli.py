@@ -287,11 +287,11 @@ def test_a_missing_run_or_model_is_told_before_any_data_is_looked_for(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     nope = str(tmp_path / "nope")
-    for command in (
+    for line in (
         ["evaluate", "--run", nope], ["evaluate", "--model", nope], ["report", "--run", nope],
         ["predict", "--run", nope, "x.jpg"], ["publish", "--run", nope, "--hub-repo", "you/x"],
     ):  # fmt: skip
-        assert cli.main(command) == 2
+        assert cli.main(line) == 2
         told = capsys.readouterr()
         assert nope in told.err
         assert not told.out

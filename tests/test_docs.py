@@ -84,7 +84,7 @@ def test_every_command_that_people_are_told_to_type_is_taken() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_name_that_people_are_told_to_call_and_every_link_is_there(page: str) -> None:
-    for name in set(re.findall(r"\bs8\.([A-Za-z_]+(?:\.[a-z_]+)*)", PAGES[page])):
+    for name in set(re.findall(r"\bs8\.(\w+(?:\.[a-z_]+)*)", PAGES[page])):
         assert operator.attrgetter(name)(s8), name
     folder = ROOT if page == "README.md" else PAGE.parent
     links = re.findall(r"\]\(([^)#]+)|\b(?:src|href)=\"([^\"#]+)", PAGES[page])

@@ -37,8 +37,10 @@ def test_a_long_run_is_told_what_would_be_shorter() -> None:
     assert re.match(r"about 1 h 10 min, until .*; the recipe quick shows a result .*goes on when", long)
     slow = forecast(s8.QUICK, 0, 3.0, 50_000, 10_000, "cpu")
     assert re.search(r"; a new run of \d epochs would end within 20 min", slow)
-    slower = forecast(s8.QUICK, 0, 30.0, 50_000, 10_000, "cpu")
+    slower = forecast(s8.QUICK, 0, 6.0, 50_000, 10_000, "cpu")
     assert "; a new run of 1 epoch would end" in slower
+    for recipe, step in ((s8.QUICK, 30.0), (s8.QUICK.stretched(1 / 9), 15.0)):  # one epoch is too long, or is all
+        assert "a new run" not in forecast(recipe, 0, step, 50_000, 10_000, "cpu")
     assert re.fullmatch(r"about \d+ s, until [^;]*\.", forecast(s8.QUICK, 0, 0.01, 50_000, 10_000, "cuda"))
 
 
