@@ -48,7 +48,7 @@ def test_a_run_says_how_long_it_will_take_and_after_each_epoch_what_is_left(tiny
     lines: list[str] = []
     train(None, tiny, lines=lines)
     (first,) = (number for number, line in enumerate(lines) if line.startswith("epoch   1/"))
-    assert re.match(r"about \d+ s, until \d\d:\d\d", lines[first - 1])
+    assert re.match(r"about \d+ (s|min), until \d\d:\d\d", lines[first - 1])
     assert [bool(re.search(r" left, until \d\d:\d\d", line)) for line in lines[first : first + 6]] == [
         True
     ] * 5 + [False]

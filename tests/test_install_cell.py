@@ -102,15 +102,15 @@ def test_what_is_installed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("branch", ["main", "feature/x"])
-def test_opened_from_github_on_colab_that_very_revision_is_installed_and_torch_stays(
+def test_opened_from_github_on_colab_that_very_revision_is_installed_and_what_is_there_stays(
     tmp_path: Path, asked: list[list[str]], opened: list[str], branch: str
 ) -> None:
     opened.append("fileId=" + quote(f"{REPO}/blob/{branch}/session_8.ipynb"))
     run_cell(tmp_path, "git+https://github.com/typed/elsewhere")
     (command,) = asked
     assert command[-1] == f"s8lib @ {REPO}/archive/{branch}.zip"
-    assert f"torch=={metadata.version('torch')}" in command
-    assert f"numpy=={metadata.version('numpy')}" in command
+    for name in ("torch", "torchvision", "numpy", "protobuf"):
+        assert f"{name}=={metadata.version(name)}" in command
 
 
 def test_a_copy_on_drive_finds_the_project_by_the_badge_in_its_first_cell(

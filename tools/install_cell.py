@@ -48,8 +48,8 @@ def project():
 
 installed = [*distributions(name="s8lib")]
 if not installed or (EXTRAS and not [*distributions(name="onnxscript")]):  # the other notebook asks for no extras
-    # What is here stays: pip must not replace the build of PyTorch that was made for these GPUs.
-    here = [name for name in ("torch", "torchvision", "numpy") if [*distributions(name=name)]]
+    # What is here stays: PyTorch was built for these GPUs, and TensorFlow and others take no newer protobuf.
+    here = [name for name in ("torch", "torchvision", "numpy", "protobuf") if [*distributions(name=name)]]
     asked = [f"{name}=={version(name)}" for name in here]
     asked.append(f"s8lib{EXTRAS}" if installed else f"s8lib{EXTRAS} @ {project()}")
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *asked], check=True)
