@@ -93,4 +93,4 @@ def reference_runs(folder: str | Path | None = None) -> None:
     for graph in sorted(user_path(folder).rglob("graph.jpg")):
         from IPython.display import Image, display
 
-        display(Image(graph))
+        display(Image(graph, width=800))  # of 1600 pixels
