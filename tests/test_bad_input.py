@@ -358,7 +358,6 @@ def test_the_table_has_150_inputs_and_25_refusals() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "required: command"),
         (["fly"], "invalid choice: 'fly'"),
         (["train", "--epochs", "three"], "invalid int value: 'three'"),
         *(

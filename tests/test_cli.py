@@ -277,6 +277,7 @@ def test_a_command_for_each_thing_and_help_and_version_load_no_torch() -> None:
         assert not re.search(r"\| +(torch|numpy|matplotlib)$", output, re.MULTILINE)
     commands = ("train", "evaluate", "report", "publish", "predict", "export", "demo", "checks")
     help_text = finish(command("--help"))[1]
+    assert finish(command()) == (0, help_text)
     assert all(re.search(rf"^    {name} ", help_text, re.MULTILINE) for name in commands)
 
 
@@ -293,7 +294,7 @@ def test_a_missing_run_or_model_is_told_before_any_data_is_looked_for(
     ):  # fmt: skip
         assert cli.main(line) == 2
         told = capsys.readouterr()
-        assert nope in told.err
+        assert f"{nope} is no folder" in told.err
         assert not told.out
 
 

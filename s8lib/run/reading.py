@@ -173,7 +173,8 @@ class RunReader:
     def _finished(self) -> Manifest:
         manifest = self.manifest()
         if not manifest.epoch:
-            raise RunError(f"{self.path} holds no finished epoch: train there first")
+            what = "holds no finished epoch" if self.path.is_dir() else "is no folder"
+            raise RunError(f"{self.path} {what}: train there first")
         return manifest
 
     def _on_disk(self) -> dict[int, Path]:
