@@ -24,7 +24,9 @@ from pydantic.dataclasses import dataclass
 from s8lib.recipe import Recipe
 from s8lib.validation import BadInput, check
 
-FORMAT = 2  # of the manifest; 1, without a number, had no sha256 of its own and named fewer files
+# Of the manifest; 1, without a number, had no sha256 of its own and named fewer files. On the Hub a save of format 2 is
+# on one branch: whoever knows no other would find no checkpoint on `main`, and start over.
+FORMAT = 3
 KEEP = 5  # checkpoints
 PARTIAL = ".partial"  # ends the name of a file that is being written
 FULL = (errno.ENOSPC, errno.EDQUOT)
