@@ -104,7 +104,7 @@ def goes_on(run: s8.RunFolder, data: s8.Cifar100, whole: dict[str, Any]) -> None
         best_epoch, files = one["best"]
         one |= {"kept": None, "best": (best_epoch, files[WEIGHTS])}
     assert_same_bits(found, whole)
-    assert '"format": 2' in (run.path / "manifest.json").read_text()
+    assert '"format": 3' in (run.path / "manifest.json").read_text()
 
 
 def test_a_run_folder_goes_on(before: Path, tmp_path: Path, tiny: s8.Cifar100, whole: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ def test_a_run_on_drive_goes_on_on_another_machine(
     shutil.rmtree(made(before, tmp_path / "lost", drive=kept / "run"))
     copies = [Copies(DriveFolder(kept / "run"))]
     goes_on(s8.RunFolder(tmp_path / "new", copies=copies), tiny, whole)
-    assert '"format": 2' in (kept / "run" / "manifest.json").read_text()
+    assert '"format": 3' in (kept / "run" / "manifest.json").read_text()
     assert s8.RunFolder(kept / "run").log()[-1].epoch == 3
 
 
@@ -154,7 +154,7 @@ def test_a_run_on_the_hub_goes_on_on_another_machine(
     shutil.rmtree(made(before, tmp_path / "lost", hub="tester/net"))
     copies = [Copies(HubRepo("tester/net", usable_token()), wait=60, pause=0.0)]
     goes_on(s8.RunFolder(tmp_path / "new", copies=copies), tiny, whole)
-    assert b'"format": 2' in hub.commits("tester/net")[-1].files["manifest.json"].content
+    assert b'"format": 3' in hub.commits("tester/net")[-1].files["manifest.json"].content
     assert "checkpoints/epoch_002.pt" in hub.commits("tester/net")[0].files
     assert not [name for name in hub.commits("tester/net")[-1].files if name.endswith(".pt")]
     assert "checkpoints/epoch_003.pt" in hub.resume("tester/net").files
