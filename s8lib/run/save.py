@@ -24,8 +24,8 @@ from pydantic.dataclasses import dataclass
 from s8lib.recipe import Recipe
 from s8lib.validation import BadInput, check
 
-# Of the manifest; 1, without a number, had no sha256 of its own and named fewer files. On the Hub a save of format 2
-# was on one branch: who knows no other would find no checkpoint on `main`, and start over.
+# Of the manifest; 1, without a number, had no sha256 of its own and named fewer files. On the Hub a save of format
+# 2 was on one branch: who knows no other would find no checkpoint on `main`, and start over.
 FORMAT = 3
 KEEP = 5  # checkpoints
 PARTIAL = ".partial"  # ends the name of a file that is being written
