@@ -111,8 +111,8 @@ def speed_tables(page: Path) -> list[str]:
             ratios = {row: speed.ratios(samples).get("s8lib") for row, samples in report["rows"].items()}
             cells = [(row, speed.number(statistics.median(found))) for row, found in ratios.items() if found]
             machine, precision = report["environment"], report["matrix_precision"]
-            lines += ["", f"{machine['device_name']}, {machine['cpu_threads']} threads, {precision}:"]
-            lines += ["", "| s8lib beside a plain loop | times the loop |", "|---|---|", *map(_line, cells)]
+            where = f"{machine['device_name']}, {machine['cpu_threads']} threads, {precision}"
+            lines += ["", f"| beside a plain loop, {where} | times the loop |", "|---|---|", *map(_line, cells)]
         else:
             plot = f"![times the best loop of others](speed/{path.stem}.png)"
             lines += ["", f"## Speed: {path.stem}", "", speed.table(report), "", plot]
