@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,7 @@ from s8lib import cli
 from s8lib.hub_client import OutOfReach
 from s8lib.publish.publisher import FIRST_PAUSE, fetch_run
 from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
-from s8lib.run.place import Staged
+from s8lib.run.place import Sending
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, client_of, serve
@@ -267,9 +266,9 @@ def test_with_the_limits_as_they_are_a_hub_that_hangs_for_ten_minutes_costs_no_c
     publishing = s8.HubPublisher(NAME, token=WRITE, say=lines.append)
     publishing.pause, send = FIRST_PAUSE, publishing.repo.send
 
-    def hanging(save: Staged, stop: threading.Event) -> str:
+    def hanging(save: Sending) -> str:
         if now > 600:
-            return send(save, stop)
+            return send(save)
         sleep(next(limits))
         raise OutOfReach("no answer")
 
@@ -491,7 +490,7 @@ def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
     assert "epoch 10 is NOT on the Hub" in lines[1]
     other = Machine(tmp_path / "other", recipe=dataclasses.replace(RECIPE, seed=9)).until(10)
     publishing.finish(other.run)
-    assert "it holds another run (recipe seed is 3 there and 9 here)" in other.lines[0]
+    assert "it holds another run: recipe seed is 3 there and 9 here" in other.lines[0]
     publishing.repo.overwrite = True
     publishing.finish(other.run)
     assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["epoch 20", "epoch 10"]
