@@ -1,4 +1,4 @@
-"""Dropout's masks of 16-bit numbers beside torch's, in paired short runs: `python -m benchmarks.masks --json F`."""
+"""Dropout's masks of 16-bit numbers beside torch's, in short runs: `python -m benchmarks.masks --json FILE`."""
 
 from __future__ import annotations
 
