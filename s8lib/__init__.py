@@ -1,7 +1,5 @@
 """s8lib: train a WideResNet on CIFAR-100 and resume it exactly."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 from pathlib import Path

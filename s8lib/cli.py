@@ -1,7 +1,5 @@
 """Train, keep and publish a WideResNet on CIFAR-100. `s8lib COMMAND --help` tells more of each command."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import io
@@ -89,7 +87,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         options.json.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n", encoding="utf-8")
 
 
-def _network(options: argparse.Namespace) -> Network:
+def _network(options: argparse.Namespace) -> "Network":
     """What `--model` names, or the best weights of `--run`."""
     if not options.run:
         return s8.load_model(options.model)
@@ -113,7 +111,7 @@ def _export(options: argparse.Namespace) -> None:
         print(export.path)
 
 
-def _exports(model: Network, kinds: Sequence[str], folder: Path) -> Iterator[Export]:
+def _exports(model: "Network", kinds: Sequence[str], folder: Path) -> "Iterator[Export]":
     from s8lib.publish.export import export_onnx, export_program
 
     if "onnx" in kinds:

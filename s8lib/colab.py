@@ -1,7 +1,5 @@
 """Colab's machines, its Drive and secrets, and Kaggle's secrets; elsewhere the same calls stay on this machine."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -1,7 +1,5 @@
 """How long a run will take, from what its first steps took: said before it and after each epoch."""
 
-from __future__ import annotations
-
 import math
 from datetime import datetime, timedelta
 

@@ -5,8 +5,6 @@ given; what only rank 0 needs, such as the Hub's token, comes by stdin alone. Wh
 been interrupted or is gone, and they end.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

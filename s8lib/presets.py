@@ -1,7 +1,5 @@
 """The recipes that have a name, the choice of one, and the name of its run."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from typing import TYPE_CHECKING
@@ -32,7 +30,7 @@ def choose_recipe(
     model: str | None = None,
     seed: int | None = None,
     epochs: int | None = None,
-    device: str | torch.device | None = None,
+    device: "str | torch.device | None" = None,
 ) -> Recipe:
     """A recipe by name, with what else is given in place of its own values.
 
@@ -61,7 +59,7 @@ def choose_recipe(
     return recipe.with_settings({name: value for name, value in given.items() if value is not None})
 
 
-def run_name(recipe: Recipe, data: Cifar100) -> str:
+def run_name(recipe: Recipe, data: "Cifar100") -> str:
     """The name of a run's folder: the same for the same recipe, network, kind of data and seed."""
     # CIFAR-100 is `cifar-100-python in ...`, other data `synthetic, seed 0` or `flowers, 3 classes in ...`.
     name, comma, _ = data.source.partition(" in ")[0].partition(",")

@@ -1,7 +1,5 @@
 """Around the loop: what must fit before it, what it goes on from, its saves, what is left when it is stopped."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import time

@@ -1,7 +1,5 @@
 """The training loop: epochs, steps, forward, backward, evaluate, log, save, in that order."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math

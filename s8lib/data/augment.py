@@ -4,8 +4,6 @@
 the data is the same on any device, after a resume and for any number of ranks, and a step never waits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -32,13 +30,13 @@ class Draws:
     hsv: Tensor  # [n, 3] float32, shifts in OpenCV's 8-bit units
     hole: Tensor  # [n, 2] int64, top row and left column of the hole; SIDE, outside the image, for none
 
-    def __getitem__(self, rows: slice | Tensor) -> Draws:
+    def __getitem__(self, rows: slice | Tensor) -> "Draws":
         return self._map(lambda tensor: tensor[rows])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Draws:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Draws":
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Draws:
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Draws":
         return Draws(*(change(getattr(self, field.name)) for field in fields(self)))
 
 

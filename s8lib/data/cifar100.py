@@ -1,7 +1,5 @@
 """CIFAR-100 as tensors: found on disk or downloaded, and verified to be the canonical data either way."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os
@@ -84,10 +82,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
-    def to(self, device: torch.device | str) -> Split:
+    def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), self.labels.to(device), self.coarse_labels.to(device))
 
-    def subset(self, indices: Tensor) -> Split:
+    def subset(self, indices: Tensor) -> "Split":
         """The images at `indices` [M] int64, in that order."""
         indices = indices.to(self.images.device)
         return Split(self.images[indices], self.labels[indices], self.coarse_labels[indices])

@@ -1,7 +1,5 @@
 """What the last bits of a training depend on: remembered with each save, and taken up again on resume."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping

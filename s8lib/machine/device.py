@@ -1,7 +1,5 @@
 """What the machine can do: device, precision, compiler, and what a report says about it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

@@ -1,7 +1,5 @@
 """What a person is shown, on any terminal or in a notebook: lines, tables, and a bar while something runs."""
 
-from __future__ import annotations
-
 import html
 import os
 import re
@@ -27,7 +25,7 @@ class Table(str):
 
     _head: bool
 
-    def __new__(cls, text: str, head: bool = False) -> Table:
+    def __new__(cls, text: str, head: bool = False) -> "Table":
         table = super().__new__(cls, text)
         table._head = head
         return table
@@ -43,12 +41,12 @@ class Table(str):
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
-def progress_bar(steps: range, what: str, shown: bool = True) -> tqdm[int]:
+def progress_bar(steps: range, what: str, shown: bool = True) -> "tqdm[int]":
     """`steps` with a bar that vanishes when they are done; none in a file or a pipe."""
     return tqdm(steps, what, leave=False, **_where()) if shown else tqdm(steps, disable=True)
 
 
-def byte_bar(what: str) -> tqdm[Any]:
+def byte_bar(what: str) -> "tqdm[Any]":
     """A bar for bytes that move, with their rate; its `total` may be set later. It vanishes as `progress_bar`."""
     return tqdm(desc=what, leave=False, unit="B", unit_scale=True, miniters=0, **_where())
 

@@ -1,7 +1,5 @@
 """Where this process stands among the ranks that `torchrun` started; alone, everything here does nothing."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a checkpoint holds: all that changes while training and does not follow from the epoch."""
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 from pathlib import Path
@@ -57,7 +55,7 @@ class Checkpoint:
                 raise
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
+    def load(cls, path: Path) -> "Checkpoint":
         """Read one; no pickle is run.
 
         Raises:

@@ -4,8 +4,6 @@ Training stages the files of a save, as links where it can, and goes on; a threa
 said by the one who trains, between epochs: a thread's words would end up in whatever notebook cell is running.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

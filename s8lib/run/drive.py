@@ -6,8 +6,6 @@ the manifest that names it comes after it, in two copies, one of them whole at a
 no longer named emptied and deleted. Whoever reads takes no file that is not what the manifest says.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

@@ -1,7 +1,5 @@
 """The epoch log: one row an epoch, kept in every checkpoint and written whole to `epoch_log.csv`."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 from pathlib import Path
@@ -97,7 +95,7 @@ class EpochLog(list[Epoch]):
         return "".join(",".join(row) + "\n" for row in (columns, *texts))
 
     @classmethod
-    def read(cls, path: str | Path) -> EpochLog:
+    def read(cls, path: str | Path) -> "EpochLog":
         """Read `epoch_log.csv` (rounded as written).
 
         Raises:

@@ -1,7 +1,5 @@
 """A place that holds saves: what it can do, and how a save comes from there into a run folder."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os
@@ -31,7 +29,7 @@ class Sending(threading.Thread):
         problem: why it has not arrived.
     """
 
-    def __init__(self, place: Place, run_path: Path, folder: Path, manifest: Manifest, message: str) -> None:
+    def __init__(self, place: "Place", run_path: Path, folder: Path, manifest: Manifest, message: str) -> None:
         super().__init__(name=f"copy to {place.title}", daemon=True)
         self.place, self.run_path, self.folder, self.manifest = place, run_path, folder, manifest
         self.message, self.moved, self.said = message, 0, ""
@@ -89,7 +87,7 @@ class Place(Protocol):
         """What to do, as `epoch` of the run in `path` is not there."""
 
 
-def bring(place: Place, run: RunFolder, newest: int, identity: Mapping[str, Any] | None = None) -> int:
+def bring(place: Place, run: "RunFolder", newest: int, identity: Mapping[str, Any] | None = None) -> int:
     """Bring the newest save that verifies into `run`, if it is of a later epoch than `newest`; its epoch or 0.
 
     Raises:

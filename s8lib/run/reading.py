@@ -1,7 +1,5 @@
 """What a run left on this disk, read: its manifest, its log, its recipe, its best weights. Nothing is changed."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ A file lies under its name or, while another file of that name is still needed, 
 and sha256 in the manifest tell which of them is the one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno
@@ -94,7 +92,7 @@ class Manifest:
         return _sealed({"format": FORMAT, **dataclasses.asdict(self)})
 
     @classmethod
-    def unseal(cls, text: bytes) -> Manifest:
+    def unseal(cls, text: bytes) -> "Manifest":
         """The manifest in a file.
 
         Raises:
