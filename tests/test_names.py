@@ -81,7 +81,6 @@ s8.predict(s8.load_model("~/best"), "~/picture.png")
 s8.WideResNet.from_pretrained("~/best")
 s8.Recipe.load("~/recipe.json").save("~/again.json")
 assert s8.choose_recipe("~/again.json").name == "test"
-s8.report.architecture(s8.load_model("~/best"), "~")
 for load in (s8.load_cifar100, s8.load_folder):
     try:
         load("~/run")

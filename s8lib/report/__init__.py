@@ -34,7 +34,7 @@ from s8lib.report.mistakes import (
     superclass_confusion,
     worst_classes,
 )
-from s8lib.report.network import MissingPackage, architecture, layer_figure, summary
+from s8lib.report.network import MissingPackage, layer_figure, summary
 from s8lib.report.tables import epoch_table, overview, read, reference_runs, size
 from s8lib.report.training_curves import LiveCurves, curves, video
 from s8lib.run.folder import RunFolder
