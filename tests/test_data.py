@@ -115,13 +115,6 @@ def test_s8_data_without_the_data_is_an_error_and_never_a_download(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_root_with_other_things_in_it_is_not_filled(pinned: MadeUp, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(DataError, match="does not hold CIFAR-100"):
-        load_cifar100(tmp_path, download=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
 @pytest.mark.parametrize("name", ["a" * 5000, "a" * 300 + "/b", "nul\0", "file/below"])
 def test_what_can_be_no_folder_is_refused_in_a_sentence_before_anything_is_written(
     pinned: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

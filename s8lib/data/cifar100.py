@@ -133,17 +133,16 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
 
     A folder holds torchvision's `cifar-100-python/{train,test,meta}` or the Hub's
     `cifar100/{train,test}-00000-of-00001.parquet`, or is that inner folder itself. Both end in the same tensors,
-    compared with pinned digests. With `download`, an empty or absent `root`, or the cache folder ($S8_CACHE, else
-    $XDG_CACHE_HOME/s8lib, else ~/.cache/s8lib), is filled from the Hub dataset `uoft-cs/cifar100`, or from
+    compared with pinned digests. With `download`, what is missing in `root`, or in the cache folder ($S8_CACHE, else
+    $XDG_CACHE_HOME/s8lib, else ~/.cache/s8lib), comes from the Hub dataset `uoft-cs/cifar100`, or from
     www.cs.toronto.edu if the Hub does not deliver; $S8_DATA is only ever read.
 
     Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     Raises DataError, naming the file and what to do, for anything missing, damaged or different.
     """
     folder, named_by = _folder(root)
-    may_fill = named_by == "the cache" or (root is not None and _holds_only_a_download(folder))
     files = find(folder)
-    if download and may_fill and missing_of(files):
+    if download and named_by != "S8_DATA" and missing_of(files):
         download_into(folder)
         files = find(folder)
     missing = missing_of(files)
@@ -173,16 +172,6 @@ def _folder(root: str | os.PathLike[str] | None) -> tuple[Path, str]:
         return user_path(named), "S8_DATA"
     cache = os.environ.get("S8_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "s8lib")
     return user_path(cache), "the cache"
-
-
-def _holds_only_a_download(folder: Path) -> bool:
-    """Whether `folder` is absent, empty, or as an interrupted download left it: nobody else's gets filled."""
-    try:
-        return all(name == "cifar100" or name.startswith(".") for name in os.listdir(folder))
-    except FileNotFoundError:
-        return True
-    except (OSError, ValueError):  # no folder, unreadable, a name too long, a NUL in it
-        return False
 
 
 def _read(path: Path, md5: str, sha256: str) -> Split:
