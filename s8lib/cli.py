@@ -1,7 +1,6 @@
 """Train, keep and publish a WideResNet on CIFAR-100. `s8lib COMMAND --help` tells more of each command."""
 
 import argparse
-import dataclasses
 import io
 import json
 import os
@@ -83,8 +82,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     views = ", each averaged with its mirror image" if options.flips else ""
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}{views}")
     print(metrics.table(data.classes))
-    if options.json:
-        options.json.write_text(json.dumps(dataclasses.asdict(metrics), indent=2) + "\n", encoding="utf-8")
 
 
 def _network(options: argparse.Namespace) -> "Network":
@@ -227,7 +224,6 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(_evaluate, "measure weights on test images", common, weights)
     add("--flips", action="store_true", help="average each image's answer with its mirror's")
-    add("--json", type=_named, metavar="FILE", help="also write every number here")
 
     add = command(_report, "draw, film and tabulate what a run left", common, run)
     add("--target", type=float, metavar="PERCENT", help="a test accuracy to draw as a line")

@@ -86,13 +86,12 @@ def test_a_finished_run_says_so(whole_run: tuple[Path, str], capsys: pytest.Capt
 
 
 def test_evaluate_measures_the_best_weights_as_logged(
-    whole_run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, numbers = str(whole_run[0]), tmp_path / "numbers.json"
-    assert cli.main(["evaluate", "--run", run, "--data", "synthetic", "--json", str(numbers)]) == 0
+    run = str(whole_run[0])
+    assert cli.main(["evaluate", "--run", run, "--data", "synthetic"]) == 0
     output = capsys.readouterr().out
     best = s8.EpochLog.read(whole_run[0] / "epoch_log.csv").best
-    assert json.loads(numbers.read_text())["top1"] == pytest.approx(best.test_acc)
     assert f"{best.test_acc:.2f}%" in output
     assert cli.main(["evaluate", "--model", f"{run}/best", "--data", "synthetic"]) == 0
     assert capsys.readouterr().out.splitlines() == output.splitlines()[2:]

@@ -133,7 +133,7 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
 
     A folder holds torchvision's `cifar-100-python/{train,test,meta}` or the Hub's
     `cifar100/{train,test}-00000-of-00001.parquet`, or is that inner folder itself. Both end in the same tensors,
-    compared with pinned digests. With `download`, what is missing in `root`, or in the cache folder ($S8_CACHE, else
+    compared with pinned digests. With `download`, what is missing in `root` or the cache folder ($S8_CACHE, else
     $XDG_CACHE_HOME/s8lib, else ~/.cache/s8lib), comes from the Hub dataset `uoft-cs/cifar100`, or from
     www.cs.toronto.edu if the Hub does not deliver; $S8_DATA is only ever read.
 

@@ -101,8 +101,10 @@ def numbers(of: Subject) -> dict[str, Any]:
     """What report.json holds: percent, nats, seconds, images/s."""
     with torch.device("meta"):  # counted, not drawn: weights would take time and random numbers
         model = build_model(of.recipe.model, of.run.num_classes)
+    best = dataclasses.asdict(of.log.best)
     if of.given is None:
-        again = _measured_before(of)
+        before = of.run.read_json("report.json", default={})
+        again = before.get("best_measured_again") if before.get("best") == best else None
     else:
         again = dataclasses.asdict(of.evaluation.metrics)
         top1 = (None if math.isnan(accuracy) else accuracy for accuracy in again["per_class"])
@@ -114,23 +116,12 @@ def numbers(of: Subject) -> dict[str, Any]:
         "sessions": of.run.sessions(),
         "epochs_done": len(of.log),
         "final": dataclasses.asdict(of.log[-1]),
-        "best": dataclasses.asdict(of.log.best),
+        "best": best,
         "best_chosen_on": of.log.chosen_on,
         "minutes": of.log.minutes,
         "images_per_s": statistics.median(row.images_per_s for row in of.log),
         **({"best_measured_again": again} if again else {}),
     }
-
-
-def _measured_before(of: Subject) -> dict[str, Any]:
-    """What report.json already holds of the best epoch, if it does."""
-    try:
-        before = of.run.read_json("report.json", default={})
-        known = dict(before.get("best_measured_again", {}))
-        return known if known and before["best"]["epoch"] == of.log.best.epoch else {}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        of.run.say(f"{of.run.path / 'report.json'} is damaged ({error}): it is written anew, from the log alone")
-        return {}
 
 
 class Artifact(NamedTuple):
