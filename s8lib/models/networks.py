@@ -38,8 +38,7 @@ def _six_n_plus_4(depth: int) -> int:
 class Config(TypedDict, total=False):
     """What config.json may hold; other keys are ignored, as in every config of the Hub.
 
-    `depth` and `widen_factor` are a WideResNet's alone. In older ones these two tell the kind, as `model_type` is
-    missing, and `classes`, a list, stands for `id2label`.
+    `depth` and `widen_factor` are a WideResNet's alone. In older ones, without `model_type`, they tell the kind.
     """
 
     model_type: str
@@ -47,15 +46,14 @@ class Config(TypedDict, total=False):
     widen_factor: Annotated[int, Field(ge=1, le=1000)]
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    classes: list[str]
     id2label: dict[str, str]  # the names of the outputs by their places, as transformers has them
 
 
 def names_in(config: Config) -> list[str] | None:
     """The names of the outputs, in their order, if the config tells them; they leave the config."""
-    labels, names = config.pop("id2label", None), config.pop("classes", None)
+    labels = config.pop("id2label", None)
     if labels is None:
-        return names
+        return None
     if labels.keys() != {str(place) for place in range(len(labels))}:
         raise ModelError("the id2label of a config.json has to name the outputs by their places, from 0")
     return [labels[str(place)] for place in range(len(labels))]
