@@ -8,8 +8,8 @@ from s8lib.data.cifar100 import Cifar100 as Cifar100
 from s8lib.data.cifar100 import DataError as DataError
 from s8lib.data.cifar100 import Split as Split
 from s8lib.data.cifar100 import load_cifar100 as load_cifar100
-from s8lib.data.folder import load_folder as load_folder
 from s8lib.data.pictures import ImageError as ImageError
+from s8lib.data.pictures import load_folder as load_folder
 from s8lib.data.synthetic import choose_data as choose_data
 from s8lib.data.synthetic import synthetic_cifar100 as synthetic_cifar100
 from s8lib.hub_client import HubError as HubError

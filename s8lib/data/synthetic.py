@@ -8,7 +8,7 @@ from torch import Tensor
 
 from s8lib.data.cifar100 import Cifar100, DataError, Split, load_cifar100
 from s8lib.data.download import find
-from s8lib.data.folder import class_folders, load_folder
+from s8lib.data.pictures import class_folders, load_folder
 from s8lib.machine.progress import tell
 from s8lib.validation import user_path
 
