@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, amp, nn, optim
 from torch.nn.parallel import DistributedDataParallel
 
+from s8lib import session
 from s8lib.data import augment
 from s8lib.data.batches import Batch, EpochPlan, plan_epoch, seed_dropout
 from s8lib.data.cifar100 import Cifar100, Split
@@ -33,18 +34,7 @@ from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.log import Epoch, EpochLog, selector
 from s8lib.run.save import RunError, identity_of
-from s8lib.session import (
-    NonFiniteLoss,
-    Writer,
-    check_fit,
-    check_health,
-    lock_and_load,
-    restore,
-    restoring_the_start,
-    telling_how_to_go_on,
-    try_out,
-    usual_settings,
-)
+from s8lib.session import Writer
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
 STARTS_FROM = 5000  # training images that a network may take first weights from
@@ -110,24 +100,24 @@ def train(
             run, say = None, lambda line: None  # rank 0 writes and speaks
         elif run and hub and hub not in run.copies:
             run.copies.append(hub)
-        check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
-        stack.enter_context(usual_settings(device, deterministic))
+        session.check_fit(recipe, model, data, len(train_set), ranks, sync_batchnorm, device)
+        stack.enter_context(session.usual_settings(device, deterministic))
 
         shape = {"name": model.name, "num_classes": model.config["num_classes"]}
         identity = identity_of(recipe, shape, data.fingerprint(), holdout)
-        saved = ranks.share(lock_and_load(run, identity, stack))
+        saved = ranks.share(session.lock_and_load(run, identity, stack))
         if isinstance(saved, RunError):
             raise saved
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(recipe, model, device, precision)
         scaler = amp.GradScaler(device.type, enabled=precision == "fp16")
-        log = restore(saved, model, optimizer, scaler, run) if saved else EpochLog()
+        log = session.restore(saved, model, optimizer, scaler, run) if saved else EpochLog()
         if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
             say(f"this run is finished: {log.summary()}")
             return log
-        stack.enter_context(restoring_the_start(model, log))
-        stack.enter_context(telling_how_to_go_on(run, say))
+        stack.enter_context(session.restoring_the_start(model, log))
+        stack.enter_context(session.telling_how_to_go_on(run, say))
         if not log:
             model.start_from(augment.normalize(train_set.images[:STARTS_FROM].to(device).float() / 255))
 
@@ -139,7 +129,7 @@ def train(
         # Each phase has its own code, and in the middle of a run it would be too late for the compiler to fail.
         ends = [plan_epoch(recipe, at, recipe.batch_size, device) for at in (len(log), recipe.epochs - 1)]
         if use_compile:
-            loss_of = compile_or_eager(eager, partial(try_out, network, model, ends, ranks), ranks, say)
+            loss_of = compile_or_eager(eager, partial(session.try_out, network, model, ends, ranks), ranks, say)
 
         used = arithmetic(device, precision, loss_of is not eager, ranks.world, masks_of(model, device))
         if saved:
@@ -153,7 +143,9 @@ def train(
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
 
-        step = try_out(network, model, [ends[0]] * 2, ranks, loss_of)  # the first is slower than those that follow
+        step = session.try_out(
+            network, model, [ends[0]] * 2, ranks, loss_of
+        )  # the first is slower than those that follow
         say(forecast(recipe, len(log), step, len(train_set), len(data.test), device.type))
 
         show = partial(watch, log) if watch and ranks.first else lambda: None
@@ -170,7 +162,7 @@ def train(
             ranks.share_buffers(model)
             test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
             if not math.isfinite(test.loss):
-                raise NonFiniteLoss(
+                raise session.NonFiniteLoss(
                     f"the end of epoch {epoch + 1} made the test loss infinite or NaN; " + writer.how_to_go_on()
                 )
             held = selection_set and evaluate(model, selection_set, device, precision=precision, ranks=ranks)
@@ -231,7 +223,7 @@ def train_epoch(
         hits += hit
         writer.look()
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == plan.steps:
-            check_health(losses[: step + 1], scaler.get_scale(), plan.epoch, ranks, writer)
+            session.check_health(losses[: step + 1], scaler.get_scale(), plan.epoch, ranks, writer)
             bar.set_postfix(loss=f"{float(losses[step]):.3f}", refresh=False)
     return {
         "lr": plan.lr(step),
