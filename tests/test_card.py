@@ -112,7 +112,7 @@ def test_what_the_folder_does_not_hold_is_not_shown(tmp_path: Path) -> None:
     text = make_card(run, NAME).text
     assert not any(word in text for word in ("graph.jpg", "report.json", "Without s8lib", "onnx"))
     assert "How many test images there were is not known." in text
-    run.write_text("graph.jpg", "a picture")
+    (run.path / "graph.jpg").write_text("a picture")
     run.write_json("report.json", {})
     text = make_card(run, NAME, exports=[EXPORT]).text
     assert "(graph.jpg)" in text

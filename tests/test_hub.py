@@ -190,7 +190,7 @@ def test_what_is_published_is_what_was_saved_though_the_log_was_changed_or_the_v
     run = Machine(tmp_path / "run").until(3)
     manifest = run.run.manifest()
     row = dataclasses.replace(run.log[-1], epoch=4, test_acc=99.0)
-    run.run.write_text("epoch_log.csv", s8.EpochLog([*run.log, row]).to_csv())
+    (run.run.path / "epoch_log.csv").write_text(s8.EpochLog([*run.log, row]).to_csv())
     publisher(lines).publish(run.run)
     content = {name: dataclasses.asdict(content) for name, content in manifest.files.items()}
     names = {name.rpartition("/")[2]: (epoch, name) for epoch, name in manifest.checkpoints.items()}

@@ -206,14 +206,10 @@ class RunFolder(RunReader):
         self._commit(dataclasses.replace(manifest, files=manifest.files | found))  # now this save happened
         self._settle()
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a file of the folder in one piece: a reader sees the old text or the new, never half of it."""
-        with replacing(self.path / name) as partial:
-            partial.write_text(text, encoding="utf-8")
-
     def write_json(self, name: str, value: object) -> None:
-        """`write_text` of `value` as JSON."""
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+        """Write a file of the folder in one piece: a reader sees the old one or the new, never half of it."""
+        with replacing(self.path / name) as partial:
+            partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
     def _commit(self, manifest: Manifest) -> None:
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
