@@ -24,7 +24,6 @@ class Metrics:
 
     Attributes:
         n: number of images.
-        hits: number of images whose true class is first: exact, where `top1` is rounded.
         loss: mean negative log-likelihood, without label smoothing.
         top1, top5: the true class is first, among the first five.
         superclass_top1: the first class lies in the true superclass; a class without images here lies in none.
@@ -34,7 +33,6 @@ class Metrics:
     """
 
     n: int
-    hits: int
     loss: float
     top1: float
     top5: float
@@ -129,7 +127,6 @@ def metrics_of(logits: Tensor, labels: Tensor, coarse_labels: Tensor) -> Metrics
     hits = int(correct.sum())
     return Metrics(
         n=n,
-        hits=hits,
         loss=float(F.cross_entropy(logits.double(), labels)),
         top1=100 * hits / n,
         top5=100 * int(top5.sum()) / n,
