@@ -27,6 +27,7 @@ from s8lib.models.weights import ModelError as ModelError
 from s8lib.models.weights import load_public_weights as load_public_weights
 from s8lib.presets import PRESETS as PRESETS
 from s8lib.presets import QUICK as QUICK
+from s8lib.presets import QUICK_LONG as QUICK_LONG
 from s8lib.presets import SEED_100 as SEED_100
 from s8lib.presets import SEED_200 as SEED_200
 from s8lib.presets import choose_recipe as choose_recipe

@@ -168,7 +168,7 @@ def test_stretching_keeps_the_shape_of_every_curve(factor: float) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.001, 0.01, 0.02, 0.1, 0.15, 1 / 3, 0.99, 1.01, math.pi, 10])
-@pytest.mark.parametrize("name", ["seed-100", "seed-200", "quick"])
+@pytest.mark.parametrize("name", ["seed-100", "seed-200", "quick", "quick-long"])
 def test_stretching_by_any_factor_gives_a_recipe_that_can_be_trained(name: str, factor: float) -> None:
     recipe = s8.PRESETS[name].stretched(factor)
     assert recipe.epochs == max(1, round(s8.PRESETS[name].epochs * factor))
@@ -209,11 +209,15 @@ def test_stretching_says_so_in_the_name_once() -> None:
     assert s8.SEED_100.stretched(0.1).stretched(3).name == "seed-100-30ep"
 
 
-def test_quick_has_two_phases_and_ends_low() -> None:
-    quick = s8.QUICK
+@pytest.mark.parametrize("quick", [s8.QUICK, s8.QUICK_LONG], ids=["quick", "quick-long"])
+def test_quick_has_two_phases_and_ends_low(quick: s8.Recipe) -> None:
     assert {quick.phase(epoch) for epoch in range(quick.epochs)} == {1, 2}
     assert quick.at(quick.epochs).lr < quick.lr_peak / 1000
-    assert {"seed-100": s8.SEED_100, "seed-200": s8.SEED_200, "quick": quick} == s8.PRESETS
+
+
+def test_the_presets_are_found_by_their_names() -> None:
+    recipes = {"seed-100": s8.SEED_100, "seed-200": s8.SEED_200, "quick": s8.QUICK, "quick-long": s8.QUICK_LONG}
+    assert recipes == s8.PRESETS
 
 
 def test_a_recipe_cannot_be_changed_in_place() -> None:
