@@ -12,6 +12,8 @@ import torch
 
 import s8lib as s8
 from tests.browser import start
+from tests.hub_runs import clients_of, until
+from tests.local_hub import LocalHub, client_of, serve
 
 
 def _real_root() -> Path | None:
@@ -37,6 +39,15 @@ def real(real_root: Path) -> s8.Cifar100:
 def tiny() -> s8.Cifar100:
     """200 + 100 synthetic images: enough for a run of two steps an epoch."""
     return s8.synthetic_cifar100(seed=0, train=200, test=100)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A Hub that this process and those of the publisher talk to."""
+    monkeypatch.setattr("s8lib.publish.publisher.FIRST_PAUSE", 0.0)
+    with serve() as hub, client_of(hub, tmp_path / "home"):
+        yield hub
+        until(lambda: not clients_of(hub))
 
 
 @pytest.fixture(scope="module")

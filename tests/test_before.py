@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from s8lib.run.drive import DriveFolder
 from s8lib.run.hub import HubRepo
 from s8lib.run.save import WEIGHTS
 from tests.hub_endpoints import WRITE
-from tests.local_hub import LocalHub, client_of, serve
+from tests.local_hub import LocalHub
 from tests.runs import assert_same_bits, outcome, recipe, train
 
 SHORT = recipe(epochs=3, phase1_epochs=2, dropout=(0.0, 0.0))  # whose masks have changed since
@@ -69,12 +68,6 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tmp_path: Path, tiny: s8.Cifar100) -> dict[str, Any]:
     train(tmp_path / "whole", tiny, recipe=SHORT, precision="fp32")
     return outcome(tmp_path / "whole")
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
-    with serve() as hub, client_of(hub, tmp_path / "home"):
-        yield hub
 
 
 def made(before: Path, run: Path, schedule: s8.Recipe = SHORT, **asked: Any) -> Path:

@@ -28,7 +28,7 @@ from s8lib.publish.space import RUNTIME, create_space, write_space
 from tests.browser import fits, requests_of, text_of
 from tests.hub_endpoints import WRITE, Commit, File, Repo
 from tests.hub_runs import GIT, NAME, ROOT
-from tests.local_hub import LocalHub, client_of, serve
+from tests.local_hub import LocalHub
 
 SPACE = f"spaces/{NAME}"
 PIXELS = "return [...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
@@ -171,12 +171,6 @@ def test_it_fits_a_phone(browser: Any, address: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
-    with serve() as hub, client_of(hub, tmp_path / "home"):
-        yield hub
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.onnx").write_text("a network")
     return write_space(tmp_path / "space", NAME, ["apple", "my cat"], tmp_path / "model.onnx")
@@ -202,6 +196,12 @@ def test_a_space_holds_the_folder_and_takes_the_place_of_the_one_of_before(hub: 
     for _ in range(2):
         assert create_space(NAME, folder, WRITE).endswith(NAME)
         assert files_of(hub) == {path.name for path in folder.iterdir()}
+
+
+def test_a_new_space_is_private_if_asked_and_only_then(hub: LocalHub, folder: Path) -> None:
+    for private, name in ((False, "tester/shown"), (True, "tester/hidden")):
+        create_space(name, folder, WRITE, private)
+        assert hub.endpoints.repos[f"spaces/{name}"].private is private
 
 
 def test_someone_elses_space_is_left_alone_unless_it_is_to_be_overwritten(hub: LocalHub, folder: Path) -> None:
