@@ -22,7 +22,7 @@ from s8lib import cli
 from s8lib.publish.demo import example_images
 from s8lib.report.card import BEGIN, END
 from tests.hub_endpoints import WRITE, Commit, File, Repo
-from tests.hub_runs import NAME, in_process
+from tests.hub_runs import NAME, WHEEL, in_process
 from tests.local_hub import LocalHub, client_of, serve
 from tests.runs import MODEL, Cut, train
 from tests.saves import Machine
@@ -62,6 +62,8 @@ def test_the_cards_first_lines_install_s8lib_from_there_predict_and_go_on_traini
     assert command == "pip install"
     options = ("--no-deps", "--no-index", "--quiet", "--target", tmp_path / "site")
     subprocess.run([sys.executable, "-m", "pip", "install", *options, address], check=True)
+    private = f"`hf download {NAME} {WHEEL} --local-dir .` and `pip install ./{WHEEL}`"
+    assert private in text_of(hub.commits(NAME)[-1])
     lines = "import os\nos.chdir(folder); sys.path.insert(0, site); os.environ.pop('S8_DATA', None)\n"
     for block in (predict, go_on):
         lines += block.removeprefix("python\n").replace("photo.jpg", "photo.png")

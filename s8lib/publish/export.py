@@ -33,16 +33,17 @@ class ExportError(BadInput):
 def export_onnx(model: nn.Module, path: str | Path) -> Export:
     """Write `model` as ONNX, in one file: input `images`, output `logits`. Needs the extra `export`.
 
-    It is verified against `model` in ONNX Runtime, if that is installed, before it takes its place.
+    It is verified against `model` in ONNX Runtime before it takes its place.
 
     Raises:
         ExportError: a package is missing, or the file does not compute what `model` does.
     """
-    for package in ("onnx", "onnxscript"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(package) is None:
             raise ExportError(f"exporting to ONNX needs {package}: pip install onnx onnxscript onnxruntime")
+    import onnxruntime  # here, as it is an extra
+
     network, path = FromPixels(model), user_path(path)
-    verifier = difference = None
     # Torch warns of its own internals; what comes of it is verified.
     with replacing(path) as partial, warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
@@ -56,16 +57,12 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
         assert program
         program.model.metadata_props[NAMES] = network.names
         program.save(partial, external_data=False)
-        if importlib.util.find_spec("onnxruntime"):
-            import onnxruntime
-
-            session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
-            difference = _verify(
-                lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), network, path
-            )
-            verifier = f"onnxruntime {onnxruntime.__version__}"
+        session = onnxruntime.InferenceSession(partial.read_bytes(), providers=["CPUExecutionProvider"])
+        difference = _verify(
+            lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), network, path
+        )
     versions = {"torch": torch.__version__, "onnx": version("onnx")}
-    return Export(path, "ONNX", versions, verifier, difference, OPSET)
+    return Export(path, "ONNX", versions, f"onnxruntime {onnxruntime.__version__}", difference, OPSET)
 
 
 def export_program(model: nn.Module, path: str | Path) -> Export:

@@ -39,16 +39,13 @@ TEMPLATES.globals.update(begin=BEGIN, end=END, preparation=PREPARATION, side=SID
 
 @dataclass(frozen=True)
 class Export:
-    """The network in a file of another format, and how far that file's logits were from the network's.
-
-    `verified_with` and `max_abs_difference` are None where nothing was there to run it.
-    """
+    """The network in a file of another format, and how far that file's logits were from the network's."""
 
     path: Path
     format: str
     versions: dict[str, str]  # of the packages that made it
-    verified_with: str | None
-    max_abs_difference: float | None
+    verified_with: str
+    max_abs_difference: float
     opset: int | None = None  # of ONNX only
 
 
