@@ -29,7 +29,23 @@ def beside(run: RunFolder, transformers: bool = True) -> dict[str, bytes | str]:
         RunError: the run holds no finished epoch, or is damaged.
     """
     network = Network.without_weights(str(run.best_weights()[1]))
-    return wheel() | (for_transformers(network) if transformers else {})
+    if not transformers:
+        return {**wheel()}
+    module, kind = SOURCES[0].removesuffix(".py"), type(network).__name__
+    names = {"AutoConfig": f"{kind}Config", "AutoModelForImageClassification": f"{kind}ForImageClassification"}
+    config = network.saved_config() | {
+        "architectures": [names["AutoModelForImageClassification"]],
+        "auto_map": {auto: f"{module}.{name}" for auto, name in names.items()},
+    }
+    preparation = {
+        "auto_map": {"AutoImageProcessor": f"{module}.ImageProcessor"},
+        "crop_size": {"height": SIDE, "width": SIDE},
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
+    texts = {CONFIG: config, "preprocessor_config.json": preparation}
+    sources = {name: (PACKAGE / "models" / name).read_text(encoding="utf-8") for name in SOURCES}
+    return wheel() | sources | {name: json.dumps(values, indent=2) + "\n" for name, values in texts.items()}
 
 
 @functools.cache
@@ -57,26 +73,3 @@ def wheel() -> dict[str, bytes]:
         last = f"{stem}.dist-info/RECORD"
         archive.writestr(zipfile.ZipInfo(last), f"{record}{last},,\n", zipfile.ZIP_DEFLATED)
     return {f"{stem}-py3-none-any.whl": packed.getvalue()}
-
-
-def for_transformers(network: Network) -> dict[str, str]:
-    """The files by which transformers' Auto classes and pipelines open `network`, its config.json among them."""
-    module, kind = SOURCES[0].removesuffix(".py"), type(network).__name__
-    names = {"AutoConfig": f"{kind}Config", "AutoModelForImageClassification": f"{kind}ForImageClassification"}
-    config = network.saved_config() | {
-        "architectures": [names["AutoModelForImageClassification"]],
-        "auto_map": {auto: f"{module}.{name}" for auto, name in names.items()},
-    }
-    preparation = {  # with the class of s8lib, or nearly the same without its code
-        "auto_map": {"AutoImageProcessor": f"{module}.ImageProcessor"},
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "size": {"shortest_edge": SIDE},
-        "resample": 3,  # bicubic
-        "crop_size": {"height": SIDE, "width": SIDE},
-        "image_mean": MEAN,
-        "image_std": STD,
-    }
-    texts = {CONFIG: config, "preprocessor_config.json": preparation}
-    sources = {name: (PACKAGE / "models" / name).read_text(encoding="utf-8") for name in SOURCES}
-    return {name: json.dumps(values, indent=2) + "\n" for name, values in texts.items()} | sources
