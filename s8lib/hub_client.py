@@ -21,12 +21,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_session, get_token
-from huggingface_hub.utils import parse_ratelimit_headers, tqdm, validate_repo_id
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token
+from huggingface_hub.utils import tqdm, validate_repo_id
 
 from s8lib.validation import BadInput, one_line
 
-SILENT_FOR = 120.0  # seconds without a byte, after which an upload gives up
 BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "TQDM_DISABLE": ""}  # on: `_tell_what_moves` reads them
 TICK = 0.1  # seconds between two looks at a process that is waited for
 MOVED, ANSWER = "moved", "answer"  # files by which a process tells what has gone out, and what came of it
@@ -46,11 +45,7 @@ class HubError(BadInput):
 
 
 class OutOfReach(ConnectionError):
-    """The Hub cannot be reached or does not want to answer now: trying again, after `wait` seconds, may help."""
-
-    def __init__(self, error: str, wait: float = 0.0) -> None:
-        super().__init__(error)
-        self.wait = wait
+    """The Hub cannot be reached or does not want to answer now: trying again later may help."""
 
 
 def usable_token(token: str | None = None) -> str:
@@ -108,13 +103,10 @@ def explained(error: BaseException, what: str = "") -> HubError | OutOfReach:
     if not isinstance(error, errors.HfHubHTTPError):
         said = one_line(error)
         return HubError(what + said) if permanent else OutOfReach(f"{what}the Hub is out of reach: {said}")
-    status, headers = error.response.status_code, error.response.headers
+    status = error.response.status_code
     said = re.sub(r"hf_\w+", "<token>", " ".join((error.server_message or error.response.reason_phrase).split()))
     said = f"{what}the Hub answered {status}, {said[:200].rstrip('.')}{ADVICE.get(status, '')}"
-    if 400 <= status < 500 and status not in TRY_AGAIN:
-        return HubError(said)
-    wait, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers) if status == 429 else None
-    return OutOfReach(said, int(wait) if wait.isdigit() else limit.reset_in_seconds if limit else 0)
+    return HubError(said) if 400 <= status < 500 and status not in TRY_AGAIN else OutOfReach(said)
 
 
 def ask(
@@ -166,8 +158,7 @@ def ask(
             answer = pickle.loads(Path(folder, ANSWER).read_bytes())
         except (OSError, EOFError, pickle.UnpicklingError):  # killed, or failed in a way that it does not know
             said = Path(output.name).read_text(errors="replace").strip().rpartition("\n")[2]
-            said = said.replace(token or "\n", "<token>")[:200]
-            raise OutOfReach(f"its process ended with {process.returncode}: {said}") from None
+            answer = OutOfReach(f"its process ended with {process.returncode}: {said[:200]}")
     if isinstance(answer, Exception):
         answer.args = (str(answer).replace(token or "\n", "<token>"),)
         raise answer
@@ -178,7 +169,6 @@ def main() -> None:
     """The process that `ask` starts."""
     task, token, job = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    get_session().timeout = SILENT_FOR
     try:
         with open(os.devnull, "w") as nobody, contextlib.redirect_stderr(nobody):  # the client's bars and warnings
             answer = task(HfApi(token=token), **job)
@@ -190,12 +180,6 @@ def main() -> None:
     os._exit(0)  # none of the client's threads is waited for
 
 
-def check(api: HfApi, repo_id: str, private: bool) -> None:
-    """See that the token may publish to `repo_id`, and make the repository if it is not there."""
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    api.auth_check(repo_id, write=True)  # `create_repo` succeeds with any token where the repository exists
-
-
 class Head(NamedTuple):
     """A revision of a repository: its commit, the names of its files, and what is in those that were asked for."""
 
@@ -204,12 +188,20 @@ class Head(NamedTuple):
     contents: dict[str, bytes]
 
 
-def read(api: HfApi, repo_id: str, revisions: list[str], names: tuple[str, ...]) -> dict[str, Head]:
-    """What is there in each revision; all but the last of them may be missing."""
+def read(
+    api: HfApi, repo_id: str, revisions: list[str], names: tuple[str, ...], private: bool | None = None
+) -> dict[str, Head]:
+    """What is there in each revision; all but the last of them may be missing.
+
+    `private` or not, if it is to be written there: the repository is made if need be, and the token has to do.
+    """
+    if private is not None:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.auth_check(repo_id, write=True)  # `create_repo` succeeds with any token where the repository exists
     there = {}
     for revision in revisions:
         try:
-            info = api.model_info(repo_id, revision=revision, timeout=SILENT_FOR)
+            info = api.model_info(repo_id, revision=revision)
         except errors.RevisionNotFoundError:
             if revision == revisions[-1]:
                 raise
@@ -223,48 +215,27 @@ def read(api: HfApi, repo_id: str, revisions: list[str], names: tuple[str, ...])
     return there
 
 
-def send(
-    api: HfApi,
-    repo_id: str,
-    files: dict[str, tuple[str, str]],
-    outdated: list[str],
-    new: bool,
-    squash: bool,
-    **commit: Any,
-) -> tuple[str, str]:
-    """One commit of `files`, each a path and a sha256 or "", on top of the head it was made for, or none.
-
-    Its branch is made if it is `new`. Returns its address and, if `squash` left more in its branch, why.
-    """
+def send(api: HfApi, repo_id: str, files: dict[str, tuple[str, str]], outdated: list[str], **commit: Any) -> str:
+    """One commit of `files`, each a path and a sha256 or "", on top of the head it was made for, or none."""
     _tell_what_moves()
     additions = [CommitOperationAdd(name, path) for name, (path, _) in files.items()]
     for addition in additions:
         if files[addition.path_in_repo][1] not in ("", addition.upload_info.sha256.hex()):
             raise HubError(f"{addition.path_in_repo} is not what the manifest says")
-    if new:
-        api.create_branch(repo_id, branch=commit["revision"], revision=commit["parent_commit"])
-    url = api.create_commit(repo_id, [*additions, *map(CommitOperationDelete, outdated)], **commit).commit_url
-    try:
-        if squash:
-            api.super_squash_history(repo_id, branch=commit["revision"], commit_message=commit["commit_message"])
-    except errors.HTTPError as error:  # the save is there; the next one tries again
-        return url, str(explained(error))
-    return url, ""
+    return api.create_commit(repo_id, [*additions, *map(CommitOperationDelete, outdated)], **commit).commit_url
 
 
 def _tell_what_moves() -> None:
     """Write how many bytes have gone out. The client updates its bars for nobody; of Xet nothing else tells."""
-    lock, moved, told, plain = threading.Lock(), 0, 0.0, tqdm.update
+    lock, moved, plain = threading.Lock(), 0, tqdm.update
 
     def update(bar: Any, n: float | None = 1) -> bool | None:
-        nonlocal moved, told
+        nonlocal moved
         with lock:
             # Bytes, and not those that Xet reads through to find what is new.
             if n and getattr(bar, "unit", "") == "B" and not bar.desc.startswith("Processing"):
                 moved += int(n)
-                if time.monotonic() > told + TICK or bar.n + n == bar.total:  # the end of a file
-                    told = time.monotonic()
-                    Path(sys.argv[1], MOVED).write_text(str(moved))
+                Path(sys.argv[1], MOVED).write_text(str(moved))
         return plain(bar, n)
 
     tqdm.update = update

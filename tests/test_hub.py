@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,18 +24,9 @@ from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
 from s8lib.run.place import Sending
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, in_process, until
-from tests.local_hub import LocalHub, client_of, serve
+from tests.local_hub import LocalHub, serve
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, outcome, train
 from tests.saves import Machine, contents
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A Hub that this process and those of the publisher talk to."""
-    monkeypatch.setattr("s8lib.publish.publisher.FIRST_PAUSE", 0.0)
-    with serve() as hub, client_of(hub, tmp_path / "home"):
-        yield hub
-        until(lambda: not clients_of(hub))
 
 
 @pytest.fixture
@@ -69,8 +59,8 @@ def test_25_epochs_leave_three_commits_each_a_consistent_set(
     run, publishing = published(tmp_path / "run", lines)
     for stop in (10, 20):
         run.until(stop)
-        until(lambda stop=stop: len(hub.commits(NAME)) == stop // 10)
-        until(lambda: not clients_of(hub))
+        arrived()
+        assert len(hub.commits(NAME)) == stop // 10
     run.until(25)
     publishing.finish(run.run)
     commits = hub.commits(NAME)
@@ -91,9 +81,9 @@ def test_what_is_sent_is_of_one_moment_though_training_goes_on_meanwhile(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
     run, publishing = published(tmp_path / "run", lines)
-    hub.fail("info", "slow", seconds=1.5)
+    hub.fail("preupload", "slow", seconds=1.5)
     run.until(10)
-    until(lambda: "info" in hub.requests)
+    until(lambda: "preupload" in hub.requests)
     run.until(16)
     assert not (run.run.checkpoints / "epoch_010.pt").exists()
     publishing.finish(run.run)
@@ -130,7 +120,7 @@ FAILURES = [  # endpoint, what it does, what is said of it, and whether it is tr
     ("preupload", 413, "larger than the Hub takes", False),
     ("lfs_put", 403, "give it write access at", False),
     ("commit", 409, "the Hub answered 409, made to fail", True),
-    ("commit", 429, "tried again in 1 s or later", True),
+    ("commit", 429, "the Hub answered 429, made to fail", True),
     ("commit", 500, "the Hub answered 500, made to fail", True),
     ("commit", "reset", "", True),
     ("info", "hang", "no answer from the Hub in 9 s", True),
@@ -143,7 +133,7 @@ def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
     monkeypatch.setattr("s8lib.run.hub.CHECK_LIMIT", 9.0)
     run, publishing = published(tmp_path / "run", lines, every=1)
     for endpoint, how, words, again in FAILURES:
-        hub.fail(endpoint, how, retry_after=1 if how == 429 else None)
+        hub.fail(endpoint, how)
         run.until(len(run.log) + 1)
         publishing.finish(run.run)
         failed, end = lines
@@ -312,9 +302,11 @@ def test_a_token_that_can_only_read_is_refused_where_the_repository_exists_too(
 
 
 @pytest.mark.parametrize("token", [WRITE, FINE, OAUTH])
-def test_a_token_that_may_write_makes_the_repository(hub: LocalHub, lines: list[str], token: str) -> None:
-    publisher(lines, token=token, private=True)
-    assert (hub.endpoints.repos[NAME].private, lines) == (True, [])
+def test_a_token_that_may_write_makes_the_repository_private_only_if_asked(
+    hub: LocalHub, lines: list[str], token: str
+) -> None:
+    publisher(lines, token=token, private=token == WRITE)
+    assert (hub.endpoints.repos[NAME].private, lines) == (token == WRITE, [])
 
 
 def test_without_a_token_training_for_the_hub_is_bad_input_and_nothing_is_changed(
@@ -490,7 +482,7 @@ def test_a_run_is_not_set_back_by_its_own_start_but_replaced_by_another_run(
     assert "epoch 10 is NOT on the Hub" in lines[1]
     other = Machine(tmp_path / "other", recipe=dataclasses.replace(RECIPE, seed=9)).until(10)
     publishing.finish(other.run)
-    assert "it holds another run: recipe seed is 3 there and 9 here" in other.lines[0]
+    assert f"{NAME} holds another run: recipe seed is 3 there and 9 here" in other.lines[0]
     publishing.repo.overwrite = True
     publishing.finish(other.run)
     assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["epoch 20", "epoch 10"]
@@ -506,7 +498,7 @@ def test_what_s8lib_did_not_put_there_is_replaced_only_if_that_is_asked_for_and_
     hub.endpoints.repos[NAME] = Repo()
     hub.endpoints.repos[NAME].commits.append(Commit("theirs", bert, ""))
     for start in (publishing.publish, publishing.claim):
-        with pytest.raises(s8.HubError, match="holds files that are no run of s8lib's, such as model.onnx"):
+        with pytest.raises(s8.RunError, match="holds files that are no run of s8lib's, such as model.onnx"):
             start(run.run)
     assert [commit.title for commit in hub.commits(NAME)] == ["theirs"]
     publishing.repo.overwrite = True
@@ -528,7 +520,7 @@ def test_a_strangers_repository_is_bad_input_before_the_first_epoch_and_stays_as
         printed = capsys.readouterr()
         assert printed.err == (
             f"error: {NAME} on the Hub holds files that are no run of s8lib's, such as vocab.txt: "
-            "publish to another repository, or say overwrite\n"
+            "name another repository or revision or, to publish there, say overwrite\n"
         )
         assert "epoch   1/" not in printed.out
     assert hub.endpoints.repos[NAME].branches.keys() == {"main"}

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,12 @@ import torch
 import s8lib as s8
 from s8lib.publish.publisher import fetch_run
 from s8lib.report.card import Export
+from s8lib.run.save import Manifest
 from tests.hub_endpoints import WRITE, Commit, File
-from tests.hub_runs import GIT, NAME, check_consistent, clients_of, until
-from tests.local_hub import LocalHub, client_of, serve
+from tests.hub_runs import GIT, NAME, USABLE, check_consistent, until
+from tests.local_hub import LocalHub
 from tests.runs import RECIPE
 from tests.saves import Machine
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    monkeypatch.setattr("s8lib.publish.publisher.FIRST_PAUSE", 0.0)
-    with serve() as hub, client_of(hub, tmp_path / "home"):
-        yield hub
-        until(lambda: not clients_of(hub))
 
 
 def publishing(path: Path, **options: Any) -> Machine:
@@ -60,7 +52,10 @@ def as_before(hub: LocalHub) -> None:
     """Make of the repository what the version before would have left: all of it on main."""
     repo = hub.endpoints.repos[NAME]
     (resume,) = repo.branches.pop("resume")
-    files = {**repo.head.files, **resume.files, "notes.txt": File(b"of its owner", lfs=False)}
+    listed = [Manifest.unseal(commit.files["manifest.json"].content) for commit in (repo.head, resume)]
+    manifest = dataclasses.replace(listed[1], files=listed[0].files | listed[1].files).seal()
+    files = {**repo.head.files, **resume.files, "manifest.json": File(manifest, lfs=False)}
+    files["notes.txt"] = File(b"of its owner", lfs=False)
     repo.commits.append(Commit("of before", files, repo.head.oid))
 
 
@@ -72,6 +67,7 @@ def test_a_repository_of_before_is_gone_on_from_and_moves_over_with_the_next_com
     old = hub.commits(NAME)[-1]
     machine = publishing(tmp_path / "run")
     assert (machine.resumed(), machine.best()) == (5, 3)
+    assert not {"graph.jpg", *USABLE} & {*hub.endpoints.fetched}, "more than a resume needs"
     machine.until(7).run.sync()
     main = hub.commits(NAME)[-1]
     assert main.files["notes.txt"].content == b"of its owner"
@@ -95,7 +91,7 @@ def test_a_break_between_the_two_commits_costs_no_epoch_and_the_rest_is_sent_wit
     machine.until(3).run.sync()
     hub.fail("commit", 403, skip=1)
     machine.until(7).run.sync()
-    assert machine.lines[-1].startswith("epoch 7 is NOT on the Hub, though ")
+    assert machine.lines[-1].startswith("epoch 7 is NOT on the Hub; of epoch 7, ")
     assert ", and its checkpoint is there, on the branch resume; send it with: s8lib" in machine.lines[-1]
     check_consistent(hub.commits(NAME)[-1], 3, tmp_path)
     moved = hub.requests.count("lfs_put")
@@ -117,7 +113,7 @@ def test_a_history_that_cannot_be_squashed_costs_room_and_not_the_save(hub: Loca
     check_consistent(hub.resume(NAME), 7, tmp_path, resume=True)
 
 
-def test_where_one_branch_holds_another_run_nothing_starts_until_someone_says_which(
+def test_where_one_branch_holds_another_run_no_epoch_is_trained_until_someone_says_overwrite(
     hub: LocalHub, tmp_path: Path
 ) -> None:
     publishing(tmp_path / "old").until(7).run.sync()
@@ -126,10 +122,11 @@ def test_where_one_branch_holds_another_run_nothing_starts_until_someone_says_wh
     machine = Machine(tmp_path / "run", machine.run.copies, recipe=other).until(3)
     hub.fail("commit", 403, skip=1)
     machine.run.sync()  # broke off between the two
-    with pytest.raises(s8.RunError, match="resume and main hold different runs .*seed is 9 there and 3 here"):
-        Machine(tmp_path / "new", publishing(tmp_path / "x").run.copies, recipe=other).resumed()
-    assert fetch_run(NAME, s8.RunFolder(tmp_path / "named"), revision="resume")
-    new = Machine(tmp_path / "new", publishing(tmp_path / "x", overwrite=True).run.copies, recipe=other)
+    new = Machine(tmp_path / "new", publishing(tmp_path / "x").run.copies, recipe=other)
+    assert new.resumed() == 3
+    with pytest.raises(s8.RunError, match="holds another run: recipe seed is 3 there and 9 here"):
+        new.until(4)
+    new = Machine(tmp_path / "newer", publishing(tmp_path / "y", overwrite=True).run.copies, recipe=other)
     assert new.resumed() == 3
     new.run.sync()
     check_consistent(hub.commits(NAME)[-1], 3, tmp_path)
@@ -140,7 +137,7 @@ def test_a_branch_of_that_name_that_is_not_ours_is_left_alone(hub: LocalHub, tmp
     repo = hub.endpoints.repos[NAME]
     repo.branches["resume"] = [Commit("theirs", {"thesis.pdf": File(b"theirs", False)}, "")]
     (publisher,) = machine.run.copies
-    with pytest.raises(s8.HubError, match=r"holds files that are no run of s8lib's, such as thesis\.pdf"):
+    with pytest.raises(s8.RunError, match=r"holds files that are no run of s8lib's, such as thesis\.pdf"):
         publisher.claim(machine.run)
     machine.run.sync()
     assert [commit.title for commit in repo.branches["resume"]] == ["theirs"]
@@ -151,7 +148,7 @@ def exports(folder: Path, *names: str) -> list[Export]:
     for name in names:
         (folder / name).write_text(f"{name} in {folder.name}")
     kinds = {"model.onnx": "ONNX", "model.pt2": "torch.export"}
-    return [Export(folder / name, kinds[name], {"torch": "2"}, None, None) for name in names]
+    return [Export(folder / name, kinds[name], {"torch": "2"}, "torch 2", 0.0) for name in names]
 
 
 def test_exports_stay_while_the_weights_they_are_of_are_the_best_whoever_publishes(
@@ -190,6 +187,7 @@ def test_at_4_megabits_a_second_finish_waits_while_bytes_move_and_tells_how_many
     machine = publishing(tmp_path / "run")
     wait = max(12.0, 4 * (time.monotonic() - started))  # four questions to the Hub, and less than all of it takes
     machine.run.copies[0].wait = wait
+    monkeypatch.setattr("s8lib.run.hub.STILL_LIMIT", 0.65 * wait)  # less than an upload takes
     machine.model = torch.nn.Linear(1, 750_000)  # checkpoint and best weights of 6 MB each, which move at once
     hub.rate = 6_000_000 / (0.7 * wait)  # what lies in the sockets' buffers has moved, and is to be taken in time
     machine.until(1).run.sync()
@@ -236,4 +234,4 @@ def test_over_xet_bytes_are_seen_to_move_and_both_branches_name_what_was_uploade
     assert hub.commits(NAME)[0].files["model.safetensors"].oid == weights.sha256
     assert hub.resume(NAME).files["checkpoints/epoch_003.pt"].oid == checkpoint.sha256
     assert any(path.is_file() for path in hub.endpoints.xet.rglob("*"))
-    assert " MB of " in publisher.place.missing(machine.path, 3), "only if some have moved"
+    assert re.search(r"of epoch 3, [1-9][\d.]* MB of ", publisher.place.missing(machine.path, 3))

@@ -311,8 +311,8 @@ def test_a_run_from_drive_is_published_and_what_a_stranger_gets_is_the_runs_best
 
     (refusal,) = (output for output in refused[2].outputs if output.output_type == "error")
     assert refusal.traceback == [
-        "HubError: tester/bert on the Hub holds files that are no run of s8lib's, such as vocab.txt: "
-        "publish to another repository, or say overwrite"
+        "RunError: tester/bert on the Hub holds files that are no run of s8lib's, such as vocab.txt: "
+        "name another repository or revision or, to publish there, say overwrite"
     ]
     assert len(hub.endpoints.repos["tester/bert"].commits) == 1
     assert hub.endpoints.repos.keys() == {"tester/bert", name, "spaces/tester/page"}

@@ -92,7 +92,7 @@ BAD_MANIFESTS = {
         lambda m: m.seal().replace(f'"format": {FORMAT}'.encode(), f'"format": {FORMAT + 1}'.encode()),
         "saved by a later version of s8lib .*: update s8lib",
     ),
-    "cut": (lambda m: m.seal()[:-10], "cannot be read|no manifest that names|not that of a run"),
+    "cut": (lambda m: m.seal()[:-10], "cannot be read|no manifest that names|no run of s8lib"),
     "a byte changed": (
         lambda m: m.seal().replace(b'"best_epoch": 2', b'"best_epoch": 1'),
         "a part of it is missing or changed|no manifest that names",
@@ -103,7 +103,7 @@ BAD_MANIFESTS = {
     ),
     "deeply nested": (
         lambda m: b'{"checkpoints": ' + b"[" * 100_000,
-        "cannot be read|names|not that of a run",
+        "cannot be read|names|no run of s8lib",
     ),
     "leading out": (
         lambda m: json.dumps(
@@ -111,7 +111,7 @@ BAD_MANIFESTS = {
         ).encode(),
         r"\.\./\.\./x\.pt|no manifest that names",
     ),
-    "gone": (lambda m: None, "is missing, but|no manifest that names"),
+    "gone": (lambda m: None, "is missing, but|no manifest that names|no run of s8lib"),
 }
 
 

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from s8lib.hub_client import HubError, OutOfReach, check_repo_id, usable_token
+from s8lib.hub_client import HubError, OutOfReach, usable_token
 from s8lib.machine.progress import tell
 from s8lib.publish.usable import beside
 from s8lib.report import write_log
@@ -17,20 +16,12 @@ from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.hub import EXPORTS, HubRepo
 from s8lib.run.place import bring
-from s8lib.run.save import WEIGHTS
+from s8lib.run.save import WEIGHTS, Manifest
 from s8lib.validation import check
 
 FIRST_PAUSE = 10.0  # seconds before a failed upload is tried again
 PATIENCE = 900.0  # seconds: a Hub that hangs for ten minutes does not cost the last commit
 SENT = ("recipe.json", "environment.json", "report.json", "graph.jpg")
-
-
-@dataclass(frozen=True)
-class Exports:
-    """What `exports.json` says of the files of other formats that are beside the weights of that sha256."""
-
-    weights: str = ""
-    exports: tuple[Export, ...] = ()
 
 
 class HubPublisher(Copies):
@@ -51,8 +42,9 @@ class HubPublisher(Copies):
         wait: seconds without a byte moving, after which `finish` no longer waits for the last commit.
         say: takes one line for people at a time.
     Raises:
-        HubError: no token, a wrong one, or a repository it may not write to. A Hub that cannot be reached is no
-            error: what is due is sent when it can be.
+        HubError: no token, a wrong one, or a repository it may not write to.
+        RunError: the repository holds something else than a run. A Hub that cannot be reached is no error: what is
+            due is sent when it can be.
     """
 
     def __init__(
@@ -70,13 +62,13 @@ class HubPublisher(Copies):
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")
-        self.repo = HubRepo(check_repo_id(repo_id), usable_token(token), private, overwrite=overwrite)
+        self.repo = HubRepo(repo_id, usable_token(token), private, overwrite=overwrite)
         self.repo.renewed_card = partial(merged, license=license)
         self._license, self._transformers = license, transformers
         self._exports: Sequence[Export] = ()  # to be sent
         super().__init__(self.repo, every, wait, FIRST_PAUSE)
         try:
-            self.repo.check()
+            self.repo.claim(Manifest())  # of no run yet: the token and whose repository it is are seen now
         except OutOfReach as error:
             say(f"{error}; tried again when a commit is due")
 
@@ -90,18 +82,17 @@ class HubPublisher(Copies):
         files: dict[str, Path | str | bytes] = {**sent, **beside(run, self._transformers)}
         files |= {export.path.name: export.path for export in self._exports}
         if exports := self._all_exports(weights := run.manifest().files[WEIGHTS].sha256):
-            files[EXPORTS] = json.dumps(dataclasses.asdict(Exports(weights, exports)), indent=2, default=str)
+            known = {weights: [dataclasses.asdict(export) for export in exports]}
+            files[EXPORTS] = json.dumps(known, indent=2, default=lambda path: path.name)
         files["README.md"] = str(make_card(run, self.repo.repo_id, log, exports, files, self._license))
         return files, f"epoch {last.epoch}: {last.test_acc:.2f}% top-1; best epoch {epoch}: {best.test_acc:.2f}%"
 
-    def _all_exports(self, weights: str) -> tuple[Export, ...]:
-        """Those to be sent, and those of the same weights in the repository, which stay there."""
-        there = Exports()
+    def _all_exports(self, weights: str) -> list[Export]:
+        """Those to be sent, and those in the repository that are of these `weights`, which stay there."""
+        there: dict[str, list[Export]] = {}
         with contextlib.suppress(HubError):  # none, or damaged: the card does without
-            there = check(Exports, self.repo.exports, HubError)
-        kept = there.exports if there.weights == weights else ()
-        named = (dataclasses.replace(one, path=Path(one.path.name)) for one in (*kept, *self._exports))
-        return tuple({str(one.path): one for one in named}.values())
+            there = check(dict[str, list[Export]], self.repo.exports, HubError)
+        return [*{one.path.name: one for one in (*there.get(weights, ()), *self._exports)}.values()]
 
     def publish(self, run: RunFolder, exports: Sequence[Export] = ()) -> str:
         """Send what a run folder holds, and wait for it as `finish` does; the address of the commit on `main`.
@@ -109,7 +100,8 @@ class HubPublisher(Copies):
         Args:
             exports: of its best weights, in other formats; they stay while these are the best.
         Raises:
-            RunError: the folder holds no epoch, or another process is training in it.
+            RunError: the folder holds no epoch, or another process is training in it; or the repository holds
+                something else.
             HubError: the Hub refuses it.
             ConnectionError: the Hub could not be reached, or did not take it in time.
         """
@@ -136,10 +128,8 @@ def fetch_run(repo_id: str, run: RunFolder, token: str | None = None, revision: 
     Raises:
         HubError: there is no such repository or revision.
         ConnectionError: the Hub cannot be reached, or the connection broke; nothing was changed.
-        RunError: another process is training in the folder, or what the repository holds is damaged.
+        RunError: another process is training in the folder, or what the repository holds is damaged or no run.
     """
-    place = HubRepo(repo_id, token, revision=revision)
-    place.required = True
     here = RunFolder(run.path, run.say)  # without its copies, which must not follow this
     with here.lock():
-        return bring(place, here, here.fetch()) > 0
+        return bring(HubRepo(repo_id, token, revision=revision), here, here.fetch()) > 0

@@ -180,7 +180,6 @@ class Copies:
         else:
             self._due = True
             pause = min(self.pause * 2 ** (self._failures - 1), LONGEST_PAUSE)
-            pause = max(pause, getattr(problem, "wait", 0.0))  # that the place wants
             self._not_before = time.monotonic() + pause
             then = f"; it is tried again in {pause:.0f} s or later"
         run.say(f"{self.place.title}: epoch {epoch} was not sent ({problem}){then}")

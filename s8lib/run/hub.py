@@ -14,14 +14,14 @@ import re
 import shlex
 import tempfile
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 
 from s8lib import hub_client
-from s8lib.hub_client import Head, HubError, check_repo_id, hub_errors
+from s8lib.hub_client import Head, HubError, OutOfReach, check_repo_id, hub_errors
 from s8lib.run.place import Place, Sending
 from s8lib.run.save import CARD, MANIFEST, WEIGHTS, Content, Manifest, RunError, differences, refuse_another
 
@@ -60,32 +60,21 @@ class HubRepo(Place):
         self.address = f"https://huggingface.co/{repo_id}"
         self.url = ""  # of the newest commit that was sent
         self.renewed_card: Callable[[str, str], str] = lambda theirs, ours: ours  # what becomes of the card there
-        self._checked = False  # that the token may write there
-        self._there: Head  # the commit that is received
         self.exports = b""  # EXPORTS on main, as of `claim`
-        self._out = 0, ""  # the epoch under way, or the last one, and how much of it has gone out
-
-    def check(self, stop: threading.Event | None = None) -> None:
-        """See, once, that the token may write to the repository, which is made if need be; raises as `ask`."""
-        if not self._checked:
-            self._ask(hub_client.check, CHECK_LIMIT, stop, private=self.private)
-            self._checked = True
+        self._there: Head  # the commit that is received
+        self._out = ""  # how much of the newest save that was begun has gone out
 
     def manifest(self) -> Manifest:
         """Of the newest save, what a resume needs; an empty one if there is no run."""
-        there = self._read(MANIFEST)
-        found = {revision: self._manifest(head) for revision, head in there.items()}
-        last = [*found][-1]  # main, or the revision: before the other branch there was, it held the checkpoint
-        revision = next((revision for revision, manifest in found.items() if manifest.checkpoints), last)
-        self._there, manifest = there[revision], found[revision]
-        problem, what = "", differences(manifest.identity, found[last].identity)
-        if what:  # as one that was to overwrite the other broke off
-            problem = f"its branches {RESUME} and {MAIN} hold different runs ({what})"
-        elif manifest.best_epoch and not manifest.checkpoints:
-            problem = f"weights are there, of epoch {manifest.best_epoch}, but no manifest that names a checkpoint"
-        if problem and not self.overwrite:
-            raise RunError(f"{self.title}: {problem}: name the revision or, to begin anew, say overwrite")
-        return manifest
+        there = [*self._look().values()]
+        # The last is main, or the revision: before the other branch there was, it held the checkpoint.
+        self._there, manifest = next((found for found in there if found[1].checkpoints), there[-1])
+        if manifest.best_epoch and not manifest.checkpoints and not self.overwrite:
+            raise RunError(
+                f"{self.title}: weights are there, of epoch {manifest.best_epoch}, but no manifest that names a "
+                "checkpoint: name the revision or, to begin anew, say overwrite"
+            )
+        return dataclasses.replace(manifest, files=_needed(manifest.files))
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Download a file of the commit whose manifest was read."""
@@ -97,114 +86,107 @@ class HubRepo(Place):
         return True
 
     def claim(self, here: Manifest) -> None:
-        """Refuse, before training, a repository that holds something else; another run `bring` has refused."""
-        self.check()
-        there = self._read(MANIFEST, EXPORTS)
-        for head in there.values():
-            self._ours(head)
-        self.exports = there[MAIN].contents.get(EXPORTS, b"")
+        """See that `here` may be saved there: by this token, in the place of what is there."""
+        self.exports = self._look(here)[MAIN][0].contents.get(EXPORTS, b"")
 
     def send(self, save: Sending) -> str:
         """A commit on each branch; what it takes the place of leaves the branch's head in the same commit."""
         save.looked.set()  # nobody takes a repository over: it refuses a commit if someone else's came in between
-        self._out = 0, ""
-        self.check(save.stop)
-        there = self._read(MANIFEST, CARD, stop=save.stop)
-        ours = {branch: self._ours(head) for branch, head in there.items()}
-        for manifest in ours.values():
-            self._refuse_to_replace(manifest, save.manifest)
-        main, files, before, card = there[MAIN], save.manifest.files, ours[MAIN].files, save.folder / CARD
+        self._out = ""
+        there = self._look(save.manifest, save.stop)
+        for _, found in there.values():
+            # Where the checkpoint is gone with its branch, overwrite begins anew.
+            ahead = found.epoch or (0 if self.overwrite else found.best_epoch or 0)
+            if ahead > save.manifest.epoch and not differences(found.identity, save.manifest.identity):
+                raise RunError(
+                    f"it holds epoch {ahead} of this very run, and is not set back to an earlier one: go on from "
+                    "there in an empty run folder, or publish to another repository"
+                )
+        (main, before), files, card = there[MAIN], save.manifest.files, save.folder / CARD
         if CARD in main.contents and card.exists():
             theirs = main.contents[CARD].decode(errors="replace")
             card.write_text(self.renewed_card(theirs, card.read_text(encoding="utf-8")), encoding="utf-8")
-        needed = {name: content for name, content in files.items() if NEEDED.fullmatch(name)}
         shown = {name: content for name, content in files.items() if not name.startswith("checkpoints/")}
-        if before.get(WEIGHTS) == files.get(WEIGHTS):
-            shown = {name: before[name] for name in before if EXPORT.fullmatch(name)} | shown
-        resume = there.get(RESUME, main)
+        if before.files.get(WEIGHTS) == files.get(WEIGHTS):
+            shown = {name: before.files[name] for name in before.files if EXPORT.fullmatch(name)} | shown
+        ask = partial(self._ask, limit=CHECK_LIMIT, stop=save.stop, branch=RESUME)
+        if RESUME not in there:
+            ask(HfApi.create_branch, revision=main.commit)
+        resume, listed = there.get(RESUME, there[MAIN])
         # A new branch is a copy of main, of which nothing is to stay.
-        old = main.held - {".gitattributes"} if resume.commit == main.commit else ours[RESUME].files.keys()
-        _, kept = self._commit(save, RESUME, needed, resume, old, new=RESUME not in there)
-        self.url, _ = self._commit(save, MAIN, shown, main, before.keys())
-        room = f"; checkpoints of before still take room there ({kept})" if kept else ""
+        old = main.held - {".gitattributes"} if resume.commit == main.commit else listed.files
+        self._commit(save, RESUME, _needed(files), resume, old)
+        self.url, room = self._commit(save, MAIN, shown, main, before.files), ""
+        try:
+            ask(HfApi.super_squash_history, commit_message=save.message)
+        except (HubError, OutOfReach) as error:  # the save is there; the next one tries again
+            room = f"; checkpoints of before still take room there ({error})"
         return f"epoch {save.manifest.epoch} is on the Hub: {self.url}{room}"
 
     def missing(self, path: Path, epoch: int) -> str:
         command = f"s8lib publish --run {shlex.quote(str(path))} --hub-repo {self.repo_id}"
-        under_way, went_out = self._out
-        though = f", though {went_out}" if under_way == epoch else ""
-        return f"epoch {epoch} is NOT on the Hub{though}; send it with: {command}"
+        return f"epoch {epoch} is NOT on the Hub{self._out}; send it with: {command}"
 
-    def _read(self, *names: str, stop: threading.Event | None = None) -> dict[str, Head]:
-        return self._ask(hub_client.read, CHECK_LIMIT, stop, revisions=self.revisions, names=names)
+    def _look(
+        self, here: Manifest | None = None, stop: threading.Event | None = None
+    ) -> dict[str, tuple[Head, Manifest]]:
+        """What each branch holds, and the manifest of the save in it, an empty one if there is none.
+
+        Args:
+            here: of the save that is to take its place, if one is; the repository is then made if need be.
+        Raises:
+            RunError: it holds something else, which may not be replaced.
+        """
+        read = partial(self._ask, hub_client.read, CHECK_LIMIT, stop, revisions=self.revisions)
+        heads = read(names=(MANIFEST, CARD, EXPORTS), private=self.private) if here else read(names=(MANIFEST,))
+        there = {branch: (head, self._manifest(head)) for branch, head in heads.items()}
+        for _, manifest in there.values():
+            if here and not self.overwrite:
+                refuse_another(manifest.identity, here.identity, self.address)
+        return there
 
     def _manifest(self, head: Head) -> Manifest:
-        """Of the save in a commit, as far as a resume needs it."""
+        what = min(head.held - UNIMPORTANT, default="")
         try:
-            manifest = Manifest.unseal(head.contents[MANIFEST]) if MANIFEST in head.contents else Manifest()
+            if MANIFEST in head.contents:
+                return Manifest.unseal(head.contents[MANIFEST])
+        except RunError as error:  # of a later s8lib
+            raise RunError(f"{self.title}: {error}") from None
         except ValueError as error:
+            what = f"{MANIFEST} ({error})"
+        if what and not self.overwrite:
             raise RunError(
-                f"{self.title}: its {MANIFEST} is not that of a run ({error}): use another repository or revision"
-            ) from None
-        needed = {name: content for name, content in manifest.files.items() if NEEDED.fullmatch(name)}
-        return dataclasses.replace(manifest, files=needed)
+                f"{self.title} holds files that are no run of s8lib's, such as {what}: "
+                "name another repository or revision or, to publish there, say overwrite"
+            )
+        return Manifest()
 
     def _commit(
-        self, save: Sending, branch: str, files: dict[str, Content], head: Head, old: Set[str], new: bool = False
-    ) -> tuple[str, str]:
+        self, save: Sending, branch: str, files: dict[str, Content], head: Head, old: Iterable[str]
+    ) -> str:
         """Commit `save`, as far as `branch` is to have it; of `files`, those not staged are there."""
         (save.folder / MANIFEST).write_bytes(dataclasses.replace(save.manifest, files=files).seal())
-        sha256 = {name: files[name].sha256 for name in files if name in save.manifest.files}
-        names = [*sha256, MANIFEST, *([CARD] if branch == MAIN and (save.folder / CARD).exists() else [])]
-        gone = {_there(name) for name in old} - {_there(name) for name in (*files, *names)}
+        sent = {name: content.sha256 for name, content in files.items() if name in save.manifest.files}
+        beside = [MANIFEST, CARD] if branch == MAIN else [MANIFEST]
+        sent |= {name: "" for name in beside if (save.folder / name).exists()}
+        there = {_there(name): (str(save.folder / name), sha256) for name, sha256 in sent.items()}
+        outdated = {_there(name) for name in old} & head.held - there.keys() - {_there(name) for name in files}
         commit = {"revision": branch, "parent_commit": head.commit, "commit_message": save.message}
-        moved = save.moved
+        moved, arrived = save.moved, f", and its checkpoint is there, on the branch {RESUME}" * (branch == MAIN)
 
         def hear(more: int) -> None:
             save.moved = moved + more
-            if save.moved:
-                arrived = f", and its checkpoint is there, on the branch {RESUME}" if branch == MAIN else ""
-                out = f"{save.moved / 1e6:.1f} MB of {save.bytes / 1e6:.1f} went out{arrived}"
-                self._out = save.manifest.epoch, out
+            total = f"{save.moved / 1e6:.1f} MB of {save.bytes / 1e6:.1f}"
+            self._out = f"; of epoch {save.manifest.epoch}, {total} went out{arrived}"
 
         hear(0)
-        return self._ask(
-            hub_client.send,
-            STILL_LIMIT,
-            save.stop,
-            hear=hear,
-            files={_there(name): (str(save.folder / name), sha256.get(name, "")) for name in names},
-            outdated=sorted(gone & head.held),
-            new=new,
-            squash=branch == RESUME,
-            **commit,
-        )
+        send = partial(self._ask, hub_client.send, STILL_LIMIT, save.stop, hear)
+        return send(files=there, outdated=sorted(outdated), **commit)
 
-    def _ours(self, head: Head) -> Manifest:
-        """The manifest of the run that is there, empty if there is none; raises if there is something else."""
-        try:
-            return Manifest.unseal(head.contents.get(MANIFEST, b""))
-        except RunError as error:  # of a later s8lib
-            raise RunError(f"{self.title}: {error}") from None
-        except ValueError:  # none, or damaged
-            foreign = sorted(head.held - UNIMPORTANT)
-            if foreign and not self.overwrite:
-                raise HubError(
-                    f"{self.title} holds files that are no run of s8lib's, such as {foreign[0]}: "
-                    "publish to another repository, or say overwrite"
-                ) from None
-            return Manifest()
 
-    def _refuse_to_replace(self, there: Manifest, new: Manifest) -> None:
-        if not self.overwrite:
-            refuse_another(there.identity, new.identity, "it")
-        # Where the checkpoint is gone with its branch, overwrite begins anew.
-        ahead = there.epoch or (0 if self.overwrite else there.best_epoch or 0)
-        if ahead > new.epoch and not differences(there.identity, new.identity):
-            raise RunError(
-                f"it holds epoch {ahead} of this very run, and is not set back to an earlier one: go on "
-                "from there in an empty run folder, or publish to another repository"
-            )
+def _needed(files: dict[str, Content]) -> dict[str, Content]:
+    """Those of a save's files that a resume needs."""
+    return {name: content for name, content in files.items() if NEEDED.fullmatch(name)}
 
 
 def _there(name: str) -> str:
