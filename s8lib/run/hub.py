@@ -176,8 +176,8 @@ class HubRepo(Place):
 
         def hear(more: int) -> None:
             save.moved = moved + more
-            total = f"{save.moved / 1e6:.1f} MB of {save.bytes / 1e6:.1f}"
-            self._out = f"; of epoch {save.manifest.epoch}, {total} went out{arrived}"
+            part = f"{save.moved / 1e6:.1f} of {save.bytes / 1e6:.1f} MB"
+            self._out = f"; of epoch {save.manifest.epoch}, {part} went out{arrived}"
 
         hear(0)
         send = partial(self._ask, hub_client.send, STILL_LIMIT, save.stop, hear)
