@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
     recipe = s8.choose_recipe(options.recipe, model=options.model, seed=options.seed, epochs=options.epochs)
-    data = s8.synthetic_cifar100() if options.data == SYNTHETIC else s8.load_cifar100(options.data, download=False)
+    data = s8.choose_data(options.data, download=False)
     model = s8.build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
     run = s8.RunFolder(options.work / s8.run_name(recipe, data))
     commit = commit_of_checkout()

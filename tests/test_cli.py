@@ -24,25 +24,28 @@ from s8lib.publish.demo import example_images
 from s8lib.session import check_fit
 from tests.runs import MODEL, assert_same_bits, command, finish, outcome, recipe, small_model
 
-# 3 epochs of 20 steps on the stand-in, with a network that makes them a few seconds each.
-TRAIN = ("train", "--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--epochs", "3", "--device", "cpu")
+# 3 epochs of 20 steps on the stand-in, with a network that makes them a second or so each.
+TRAIN = (
+    "train", "--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--epochs", "3", "--device", "cpu",
+    "--set", "batch_size=124", "--set", "image_size=12",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run = tmp_path_factory.mktemp("whole") / "run"
-    code, output = finish(command(*TRAIN, "--set", "batch_size=124", "--run", run))
+    code, output = finish(command(*TRAIN, "--run", run))
     assert code == 0, output
     return run, output
 
 
 def start_and_wait_for_epoch(run: Path, epoch: int) -> subprocess.Popen[str]:
     """Start the run of `whole_run` and return in the middle of the epoch after `epoch`."""
-    process = command(*TRAIN, "--set", "batch_size=124", "--run", run)
+    process = command(*TRAIN, "--run", run)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(f"epoch   {epoch}/"):
-            time.sleep(0.2)
+            time.sleep(0.1)
             return process
     raise AssertionError(f"the run ended before epoch {epoch}")
 
@@ -55,7 +58,7 @@ def test_a_run_killed_in_mid_epoch_and_started_again_equals_an_uninterrupted_one
     process.kill()
     finish(process)
     assert 1 <= len(s8.EpochLog.read(run / "epoch_log.csv")) < 3
-    code, output = finish(command(*TRAIN, "--set", "batch_size=124", "--run", run))
+    code, output = finish(command(*TRAIN, "--run", run))
     assert code == 0, output
     assert_same_bits(outcome(run), outcome(whole_run[0]))
 
@@ -81,7 +84,7 @@ def test_the_log_is_a_line_an_epoch_and_the_run_ends_with_final_and_best(whole_r
 
 
 def test_a_finished_run_says_so(whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([*TRAIN, "--set", "batch_size=124", "--run", str(whole_run[0])]) == 0
+    assert cli.main([*TRAIN, "--run", str(whole_run[0])]) == 0
     assert "this run is finished" in capsys.readouterr().out
 
 
@@ -170,7 +173,7 @@ def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
 def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
     tmp_path: Path, whole_run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ("--set", "batch_size=124", "--set", "dropout=0.3", "--set", "image_size=8", "--precision", "fp32")
+    settings = ("--set", "dropout=0.3", "--precision", "fp32")
     code, output = torchrun(2, "-m", "--", "s8lib", *TRAIN, *settings, "--run", tmp_path / "two")
     assert code == 0, output
     assert output.count("epoch   1/3") == 1, "rank 0 alone speaks"

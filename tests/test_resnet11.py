@@ -19,7 +19,7 @@ from tests.runs import Cut, assert_same_bits, outcome, recipe, train
 CPU = torch.device("cpu")
 FAST = recipe(
     model="resnet-11", epochs=4, phase1_epochs=2, optimizer="muon", anneal="linear", lr_peak=0.7, nesterov=True,
-    dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0), augmentation=("light", "light"), image_size=(20, 32),
+    dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0), augmentation=("light", "light"), image_size=(20, 24), batch_size=100,
 )  # fmt: skip
 
 

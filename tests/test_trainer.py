@@ -401,9 +401,9 @@ def test_both_networks_step_and_checkpoint_by_the_seeds_recipe(
 ) -> None:
     model = s8.build_model(name, seed=0)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    step_recipe = dataclasses.replace(s8.SEED_100, batch_size=8)
+    step_recipe = dataclasses.replace(s8.SEED_100, batch_size=2)
     few = dataclasses.replace(
-        tiny, train=tiny.train.subset(torch.arange(8)), test=tiny.test.subset(torch.arange(8))
+        tiny, train=tiny.train.subset(torch.arange(2)), test=tiny.test.subset(torch.arange(2))
     )
     one = dataclasses.replace(step_recipe.stretched(0.01), warmup_epochs=0)
     s8.train(one, model, few, tmp_path, device="cpu", say=lambda line: None)

@@ -17,7 +17,6 @@ and, to see it misbehave,
     FAKE_DRIVE           what is wrong with a mounted Drive, as JSON:
                          {"errno": 107, "after_checkpoints": 2, "copies": 2}: the third checkpoint breaks off half
                          written, so does everything else until two copies have failed, then it is back
-                         {"quota": 5000000}: full at so many bytes, those deleted without being emptied included
 
 A truncated or vanished file needs no fake: truncate or delete it in FAKE_COLAB_DRIVE. `runtime.unassign` leaves
 the file `unassigned` in the content.
