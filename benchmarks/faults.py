@@ -271,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     preload("benchmarks.faults")
     started = time.monotonic()
-    data = s8.synthetic_cifar100(train=40, test=50)
+    data = s8.synthetic_cifar100(train=40, test=12)
     with tempfile.TemporaryDirectory(prefix="fault") as folder:
         known = Known(data, *learn(Path(folder), data))
     kinds = [kind for kind in KINDS if kind != "small disk" or may_mount()]

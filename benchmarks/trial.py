@@ -40,7 +40,7 @@ RECIPE = s8.Recipe(
     cycle_epochs=2,
     patience=None,
     image_size=(8, 8),
-    seed=21,
+    seed=5,
 )
 
 

@@ -93,27 +93,40 @@ def test_the_environment_names_the_driver_that_nvidia_smi_tells(
 # --- speed ---
 
 
+def test_a_variant_is_measured_in_a_process_of_its_own_and_tells_what_made_it_fail() -> None:
+    small = {"what": "step", "model": "wrn-10-1", "batch_size": 4, "steps": 1}
+    assert speed.measure(small, "cpu")["value"] > 0
+    assert re.search(r"6n ?\+ ?4", speed.measure(small | {"model": "wrn-11-1"}, "cpu")["error"])
+
+
 def test_every_variant_takes_its_turn_in_every_round_and_one_that_fails_is_told(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = {"what": "step", "model": "wrn-10-1", "batch_size": 4, "steps": 1}
-    few = {"plain": small | {"loop": "plain", "workers": 0}, "none": small | {"model": "wrn-11-1"}, "s8lib": small}
+    def measured(variant: dict[str, Any], device: str) -> dict[str, Any]:
+        taken.append(variant.get("loop", "scaled"))
+        return {"error": "no such network"} if taken[-1] == "none" else {"value": 2.0, "memory_gib": 1.0}
+
+    taken: list[str] = []
+    few = {name: {"loop": name} for name in ("plain", "none", "s8lib")}
+    monkeypatch.setattr(speed, "measure", measured)
     monkeypatch.setattr(speed, "rows", lambda on_gpu: {"a step": few})
     monkeypatch.setattr(speed, "SCALING", {"batch": {"batch_size": [4]}})
     monkeypatch.setattr(speed, "matrix_rate", lambda device: ("fp32", 1e11))
     arguments = ["--rounds", "2", "--scaling", "--device", "cpu", "--json", str(tmp_path / "t.json")]
     assert speed.main(arguments) == 0
+    assert taken == ["plain", "none", "s8lib", "plain", "s8lib", "scaled"]
     row = json.loads((tmp_path / "t.json").read_text())["rows"]["a step"]
     assert [len(samples) for samples in row.values()] == [2, 1, 2]
-    assert min(sample["value"] for sample in row["s8lib"] + row["plain"]) > 0
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| a step | none")]
-    assert "6n + 4" in table[0] or "6n+4" in table[0]
+    table = capsys.readouterr().out
+    assert "| a step | none | no such network | - | - |" in table
+    assert "| a step | s8lib | 2 (2 to 2) | 1 (1 to 1) | 1.00 GiB |" in table
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.json", "t.png"]
 
 
 @pytest.mark.parametrize(
     "told",
     [
+        {"what": "step", "loop": "plain", "workers": 0, "batch_size": 4, "steps": 1},
         {"what": "evaluation"},
         {"what": "augmentation"},
         {"what": "save"},

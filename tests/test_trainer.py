@@ -383,10 +383,10 @@ def test_the_publisher_hears_of_every_epoch_after_it_is_saved(tmp_path: Path, ti
 
 
 def test_the_loss_falls_on_real_images(real: s8.Cifar100) -> None:
-    few = dataclasses.replace(real, train=first(real.train, 1500), test=first(real.test, 500))
+    few = dataclasses.replace(real, train=first(real.train, 1000), test=first(real.test, 500))
     fast = recipe(
-        epochs=6, phase1_epochs=4, cycle_epochs=6, dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0),
-        augmentation=("light", "light"),
+        epochs=5, phase1_epochs=4, cycle_epochs=5, dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0), image_size=20,
+        augmentation=("light", "light"), batch_size=25,
     )  # fmt: skip
     log = train(None, few, recipe=fast)
     losses = [row.train_loss for row in log]
