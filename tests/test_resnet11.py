@@ -18,8 +18,9 @@ from tests.runs import Cut, assert_same_bits, outcome, recipe, train
 
 CPU = torch.device("cpu")
 FAST = recipe(
-    model="resnet-11", epochs=3, phase1_epochs=2, optimizer="muon", anneal="linear", lr_peak=0.7, nesterov=True,
-    dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0), augmentation=("light", "light"), image_size=(20, 24), batch_size=20,
+    model="resnet-11", epochs=3, phase1_epochs=2, batch_size=20, image_size=(20, 24), optimizer="muon",
+    anneal="linear", lr_peak=0.7, nesterov=True, dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0),
+    augmentation=("light", "light"),
 )  # fmt: skip
 
 
