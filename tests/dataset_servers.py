@@ -37,13 +37,13 @@ TORONTO = "/cifar-100-python.tar.gz"
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """A PNG of [3, H, W] uint8; five times as fast as Pillow's encoder, which counts when there are 60,000."""
+    """A PNG of [3, H, W] uint8, stored rather than packed: a tenth of the work, which counts for 60,000."""
     _, height, width = pixels.shape
     rows = np.zeros((height, 1 + 3 * width), np.uint8)  # every row starts with its filter: 0, none
     rows[:, 1:] = pixels.transpose(1, 2, 0).reshape(height, -1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n"
-    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b"")):
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 0)), (b"IEND", b"")):
         png += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return png
 
