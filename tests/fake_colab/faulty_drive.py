@@ -153,6 +153,4 @@ def disconnecting(number: int, after_checkpoints: int, copies: int) -> Callable[
 def from_environment(root: Path) -> FaultyDrive | None:
     """What $FAKE_DRIVE asks for, as JSON: see the docstring of `google.colab` beside this file."""
     asked = json.loads(os.environ.get("FAKE_DRIVE", "{}"))
-    if "errno" in asked:
-        return FaultyDrive(root, disconnecting(asked["errno"], asked["after_checkpoints"], asked["copies"]))
-    return FaultyDrive(root, quota=asked["quota"]) if asked else None
+    return FaultyDrive(root, disconnecting(asked.pop("errno"), **asked)) if asked else None
