@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (BadInput, s8.RunFault, OSError, ImportError) as error:  # ImportError: an extra, such as gradio
         if _is_first_rank():  # every rank finds the same error
             print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, BadInput) else FAULT
+        return BAD_INPUT if isinstance(error, BadInput | ImportError) else FAULT
     except Terminated:
         return TERMINATED
     except KeyboardInterrupt:
@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
     add = weights.add_mutually_exclusive_group(required=True).add_argument
     add("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
-    add("--model", metavar="DIR|USER/NAME", help="a saved model, or one on the Hub")
+    add("--model", metavar="DIR|USER/NAME", help="a saved model, such as a run's best/, or one on the Hub")
     run.add_argument("--run", type=_named, metavar="DIR", required=True, help="the run's folder")
 
     add = train = command(_train, "train a run, or go on with it", common)

@@ -48,4 +48,5 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
     elif seconds > LONG:
         shorter = "; the recipe quick shows a result much sooner"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""
-    return f"about {in_words(seconds)}, {until(seconds)}{shorter}.{again}"
+    goes_on = f"goes on after epoch {done}: " if done else ""
+    return f"{goes_on}about {in_words(seconds)}, {until(seconds)}{shorter}.{again}"

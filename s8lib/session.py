@@ -31,7 +31,10 @@ def check_fit(
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ModelError(f"{model.name} is not in float32: build it under torch.set_default_dtype(torch.float32)")
     if recipe.batch_size > images:
-        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images: take less")
+        raise RecipeError(
+            f"batch_size = {recipe.batch_size}: there are only {images} training images: take a smaller one, such "
+            "as --set batch_size=32 or, in a notebook, BATCH_SIZE = 32"
+        )
     if recipe.batch_size % ranks.world:
         raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
     if sync and device.type != "cuda":
@@ -39,12 +42,13 @@ def check_fit(
 
 
 def lock_and_load(
-    run: RunFolder | None, identity: dict[str, Any], stack: contextlib.ExitStack
+    run: RunFolder | None, identity: dict[str, Any], data: Cifar100, stack: contextlib.ExitStack
 ) -> Checkpoint | RunError | None:
     """Lock the run folder for this process; its newest checkpoint, or why it cannot be used, for every rank."""
     try:
         if run:
             stack.enter_context(run.lock())
+            run.refuse_other_data(data)  # by its name: what differs in the identity is a hash
         return run.resume(identity) if run else None
     except RunError as error:
         return error

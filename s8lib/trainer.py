@@ -105,7 +105,7 @@ def train(
 
         shape = {"name": model.name, "num_classes": model.config["num_classes"]}
         identity = identity_of(recipe, shape, data.fingerprint(), holdout)
-        saved = ranks.share(session.lock_and_load(run, identity, stack))
+        saved = ranks.share(session.lock_and_load(run, identity, data, stack))
         if isinstance(saved, RunError):
             raise saved
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))

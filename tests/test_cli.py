@@ -108,7 +108,7 @@ def test_evaluate_refuses_other_data_than_the_run_was_trained_on(
     other = s8.synthetic_cifar100(1, 200, 100)
     monkeypatch.setattr("s8lib.report.choose_data", lambda *_, **__: other)
     assert cli.main(["evaluate", "--run", str(whole_run[0]), "--data", "synthetic"]) == 2
-    assert "was trained on other data" in capsys.readouterr().err
+    assert "was trained on synthetic, seed 0, not on synthetic, seed 1" in capsys.readouterr().err
 
 
 def test_evaluating_an_empty_run_folder_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,3 +313,7 @@ def test_checks_and_a_demo_are_commands(
     monkeypatch.setattr("s8lib.publish.demo.build_demo", lambda model: page)
     assert cli.main(["demo", "--run", str(whole_run[0])]) == 0
     assert shown == [{"inbrowser": True}]
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["demo", "--run", str(whole_run[0])]) == 2, "nothing was begun"
+    assert "the demo needs gradio: pip install gradio" in capsys.readouterr().err

@@ -162,7 +162,7 @@ def test_a_runs_own_pictures_are_taken_from_s8_data_too_and_missed_before_any_do
     for command in ("evaluate", "report"):
         code = cli.main([command, "--run", str(run), *["--no-video"] * (command == "report")])
         printed = capsys.readouterr()
-        assert "name its own, field trip, 3 classes, with --data FOLDER" in printed.out + printed.err
+        assert "was trained on field trip, 3 classes, not on" in printed.out + printed.err
         assert code == (2 if command == "evaluate" else 0), "a report tells what it can without its pictures"
     assert not (tmp_path / "cache").exists()
     monkeypatch.setenv("S8_DATA", str(pictures))
@@ -185,7 +185,7 @@ def test_other_pictures_than_the_runs_own_are_refused(
 ) -> None:
     draw(tmp_path / "train", 3)
     assert cli.main(["evaluate", "--run", str(run), "--data", str(tmp_path)]) == 2
-    assert "was trained on other data" in capsys.readouterr().err
+    assert "was trained on field trip, 3 classes, not on" in capsys.readouterr().err
 
 
 def test_by_the_commands_own_pictures_are_trained_on_after_an_interruption_predicted_and_published(

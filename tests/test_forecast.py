@@ -42,6 +42,7 @@ def test_a_long_run_is_told_what_would_be_shorter() -> None:
     for recipe, step in ((s8.QUICK, 30.0), (s8.QUICK.stretched(1 / 9), 15.0)):  # one epoch is too long, or is all
         assert "a new run" not in forecast(recipe, 0, step, 50_000, 10_000, "cpu")
     assert re.fullmatch(r"about \d+ s, until [^;]*\.", forecast(s8.QUICK, 0, 0.01, 50_000, 10_000, "cuda"))
+    assert forecast(s8.QUICK, 2, 0.01, 50_000, 10_000, "cuda").startswith("goes on after epoch 2: about ")
 
 
 def test_a_run_says_how_long_it_will_take_and_after_each_epoch_what_is_left(tiny: s8.Cifar100) -> None:

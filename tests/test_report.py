@@ -258,7 +258,7 @@ def test_a_run_is_not_measured_on_data_it_was_not_trained_on(
 ) -> None:
     other = s8.synthetic_cifar100(seed=1, train=200, test=100)
     before = {path: path.stat().st_mtime_ns for path in run.path.iterdir()}
-    with pytest.raises(s8.RunError, match="was trained on other data than synthetic, seed 1"):
+    with pytest.raises(s8.RunError, match="not on synthetic, seed 1"):
         report.write(run, other)
     assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
     monkeypatch.setattr("s8lib.report.choose_data", lambda where, **_: other)

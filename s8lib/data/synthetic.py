@@ -35,7 +35,7 @@ def choose_data(where: str | Path | None = None, *, may_stand_in: bool = False, 
             if named is not None or not may_stand_in:
                 raise
             tell(
-                f"NOTE: CIFAR-100 cannot be had: {error}\nNOTE: training on the SYNTHETIC stand-in instead. It "
+                f"NOTE: {error}\nNOTE: training on the SYNTHETIC stand-in instead. It "
                 "shows that everything works; its accuracy says nothing about CIFAR-100."
             )
     return synthetic_cifar100(train=2500, test=500)  # `quick` needs a minute or so for these

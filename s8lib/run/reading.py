@@ -127,10 +127,10 @@ class RunReader:
     def refuse_other_data(self, data: Cifar100) -> None:
         """Raise RunError if the run was trained on other data."""
         if self.data_fingerprint not in (None, data.fingerprint()):
-            own = (self.sessions() or [{}])[-1].get("data", "what it was trained on")
+            own = (self.sessions() or [{}])[-1].get("data", "other data")
             raise RunError(
-                f"{self.path} was trained on other data than {data.source}: name its own, {own}, with --data "
-                "FOLDER or, in a notebook, as DATA"
+                f"{self.path} was trained on {own}, not on {data.source}: name its own data with --data or, in a "
+                "notebook, as DATA; to train on this, take another run folder"
             )
 
     def small_files(self) -> list[Path]:
