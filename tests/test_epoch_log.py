@@ -129,7 +129,12 @@ def test_the_summary_shows_final_and_best_and_admits_that_the_test_set_chose(log
     summary = log.summary()
     assert "final epoch 5: 66.67%" in summary
     assert "best epoch 2: 70.33%, chosen on the test set itself, which flatters it" in summary
-    assert "1.2 minutes" in summary
+    assert "1.2 min" in summary
+
+
+def test_the_summary_of_a_long_run_is_a_line_that_a_notebook_does_not_wrap(log: s8.EpochLog) -> None:
+    log.append(dataclasses.replace(row(100, 100.0), seconds=60_000.0))
+    assert len(f"finished: {log.summary()}") <= 135
 
 
 def test_the_summary_says_when_held_out_images_chose(held_out: s8.EpochLog) -> None:

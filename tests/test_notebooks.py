@@ -83,7 +83,7 @@ def test_whoever_looks_at_the_training_notebook_sees_a_real_run_first_and_its_cu
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     (reference,) = (cell for cell in code if "s8.report.reference_runs()" in cell.source)
     assert code.index(reference) < min(i for i, cell in enumerate(code) if "# @title Settings" in cell.source)
-    assert re.search(r"final epoch \d+: [\d.]+% top-1 on the test set", json.dumps(reference.outputs))
+    assert re.search(r"final epoch \d+: [\d.]+% test top-1", json.dumps(reference.outputs))
     assert any("image/jpeg" in output.get("data", {}) for output in reference.outputs)
     text = "\n".join(cell.source for cell in code)
     assert text.count("LiveCurves(") + text.count("s8.report.curves(") + text.count("graph.jpg") == 1

@@ -144,9 +144,7 @@ ARTIFACTS = {
     "samples.png": Artifact("training images, augmented", lambda of: sample_grid(of.data, of.recipe)),
     "param_1.png": Artifact("the network's layers, first half", lambda of: layer_figure(of.model, 1)),
     "param_2.png": Artifact("the network's layers, second half", lambda of: layer_figure(of.model, 2)),
-    "confusion.png": Artifact(
-        "which superclass is taken for which", lambda of: superclass_confusion(of.evaluation)
-    ),
+    "confusion.png": Artifact("what is taken for what", lambda of: superclass_confusion(of.evaluation)),
     "classes.png": Artifact("the accuracy of every class", lambda of: class_accuracy(of.evaluation)),
     "worst_classes.png": Artifact("the classes it knows least", lambda of: worst_classes(of.evaluation)),
     "mistakes.png": Artifact("its most confident mistakes", lambda of: confident_mistakes(of.evaluation)),

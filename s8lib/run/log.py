@@ -76,12 +76,12 @@ class EpochLog(list[Epoch]):
         )
 
     def summary(self) -> str:
-        """Final and best epoch in one line that says what best was chosen on."""
+        """Final and best epoch in one line, which says what best was chosen on and a notebook does not wrap."""
         final, best = self[-1], self.best
         return (
-            f"final epoch {final.epoch}: {final.test_acc:.2f}% top-1 on the test set; "
+            f"final epoch {final.epoch}: {final.test_acc:.2f}% test top-1; "
             f"best epoch {best.epoch}: {best.test_acc:.2f}%, chosen on {self.chosen_on}; "
-            f"{self.minutes:.1f} minutes"
+            f"{self.minutes:.1f} min"
         )
 
     def to_csv(self) -> str:
