@@ -31,10 +31,8 @@ def check_fit(
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         raise ModelError(f"{model.name} is not in float32: build it under torch.set_default_dtype(torch.float32)")
     if recipe.batch_size > images:
-        raise RecipeError(
-            f"batch_size = {recipe.batch_size}: there are only {images} training images: take a smaller one, such "
-            "as --set batch_size=32 or, in a notebook, BATCH_SIZE = 32"
-        )
+        smaller = "take less, such as --set batch_size=32 or, in a notebook, BATCH_SIZE = 32"
+        raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images: {smaller}")
     if recipe.batch_size % ranks.world:
         raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
     if sync and device.type != "cuda":
