@@ -156,9 +156,7 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise s8.RecipeError(f"--set {text}: should look like lr_peak=0.05 or dropout=0.3,0.2")
     if re.fullmatch("0,0*[1-9][0-9]*", value):
-        raise s8.RecipeError(
-            f"--set {text}: a decimal comma? Write {value.replace(',', '.')}, or 0.0,... for a pair"
-        )
+        raise s8.RecipeError(f"--set {text}: a decimal comma? Write {value.replace(',', '.')}, or 0.0,... for two")
     values = [_primitive(part) for part in value.split(",")]
     return name, values[0] if len(values) == 1 else values
 

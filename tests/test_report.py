@@ -99,6 +99,8 @@ def test_every_panel_of_the_curves_has_a_legend_and_no_line_strikes_the_best_epo
     (label,) = (text for text in figure.axes[0].texts if "best" in text.get_text())
     paper = label.get_bbox_patch()
     assert paper is not None
+    assert paper.get_alpha() is None
+    assert paper.get_facecolor()[3] > 0.5
     assert label.zorder > max(line.zorder for line in figure.axes[0].lines)
 
 
