@@ -58,7 +58,8 @@ class Result:
         final, best = log[-1], log.best
         link = self.folder.relative_to(page.parent).as_posix()
         name = self.folder.relative_to(ROOT / "results").as_posix()
-        threads = f", {machine['cpu_threads']} threads" if machine["device"] == "cpu" else ""
+        count = machine["cpu_threads"]
+        threads = f", {count} thread{'s' * (count > 1)}" if machine["device"] == "cpu" else ""
         unfinished = "" if len(log) == self.recipe.epochs else f" of {self.recipe.epochs}"
         performance = self.report.get("performance", {})
         return {
