@@ -40,8 +40,8 @@ def data() -> s8.Cifar100:
 def model(data: s8.Cifar100) -> s8.WideResNet:
     """Trained for a few seconds: it tells the four classes apart."""
     model = small_model()
-    still = {"mixup_alpha": (0.0, 0.0), "dropout": (0.0, 0.0), "augmentation": ("none", "none")}
-    short = recipe(epochs=12, phase1_epochs=12, cycle_epochs=12, batch_size=20, label_smoothing=0.0, **still)
+    still = {"mixup_alpha": 0.0, "dropout": 0.0, "augmentation": "none", "label_smoothing": 0.0, "image_size": 32}
+    short = recipe(epochs=12, phase1_epochs=12, cycle_epochs=12, batch_size=20, **still)
     log = train(None, data, model=model, recipe=short, precision="fp32")
     assert log[-1].test_acc > 80
     return model

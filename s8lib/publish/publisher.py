@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from s8lib.hub_client import HubError, OutOfReach, usable_token
+from s8lib.hub_client import HubError, OutOfReach, check_repo_id, usable_token
 from s8lib.machine.progress import tell
 from s8lib.publish.usable import beside
 from s8lib.report import write_log
@@ -62,7 +62,7 @@ class HubPublisher(Copies):
     ) -> None:
         if every < 1:
             raise HubError(f"every = {every}: must be at least 1 epoch")
-        self.repo = HubRepo(repo_id, usable_token(token), private, overwrite=overwrite)
+        self.repo = HubRepo(check_repo_id(repo_id), usable_token(token), private, overwrite=overwrite)
         self.repo.renewed_card = partial(merged, license=license)
         self._license, self._transformers = license, transformers
         self._exports: Sequence[Export] = ()  # to be sent
