@@ -265,7 +265,7 @@ def test_a_run_is_not_measured_on_data_it_was_not_trained_on(
     assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
     monkeypatch.setattr("s8lib.report.choose_data", lambda where, **_: other)
     assert cli.main(["report", "--run", str(run.path), "--no-video", "--device", "cpu"]) == 0
-    assert "trained on other data than synthetic, seed 1" in capsys.readouterr().out
+    assert "was trained on synthetic, seed 0, not on synthetic, seed 1" in capsys.readouterr().out
 
 
 def test_without_being_told_the_command_takes_the_runs_own_data_where_it_is_at_hand_and_ends_with_a_summary(
