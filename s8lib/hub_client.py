@@ -146,14 +146,16 @@ def ask(
         with contextlib.suppress(BrokenPipeError):  # it could not start: its output says why
             process.stdin.write(pickle.dumps((task, token, job)))
         deadline, moved, told = time.monotonic() + limit, 0, Path(folder, MOVED)
-        while process.poll() is None:
-            if time.monotonic() > deadline or (stop and stop.is_set()):
-                process.kill()
-                raise OutOfReach(f"no answer from the Hub in {limit:.0f} s")
+        ended = False
+        while not ended:
+            ended = process.poll() is not None  # before the last look at what has moved
             if told.exists() and (now := int(told.read_text() or 0)) > moved:
                 deadline, moved = time.monotonic() + limit, now
                 hear(moved)
-            time.sleep(TICK)
+            if not ended and (time.monotonic() > deadline or (stop and stop.is_set())):
+                process.kill()
+                raise OutOfReach(f"no answer from the Hub in {limit:.0f} s")
+            time.sleep(0 if ended else TICK)
         try:
             answer = pickle.loads(Path(folder, ANSWER).read_bytes())
         except (OSError, EOFError, pickle.UnpicklingError):  # killed, or failed in a way that it does not know
