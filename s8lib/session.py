@@ -229,10 +229,9 @@ def restoring_the_start(model: nn.Module, log: EpochLog) -> Iterator[None]:
     start = None if log else {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     try:
         yield
-    except BaseException:
+    finally:
         if start and not log:
             model.load_state_dict(start)
-        raise
 
 
 @contextlib.contextmanager
