@@ -178,6 +178,22 @@ def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
         assert row.best_acc == max(earlier.test_acc for earlier in log[: row.epoch])
 
 
+def test_a_run_stopped_before_its_first_epoch_ended_leaves_the_model_as_it_was(
+    tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def stopped(*_: object) -> None:
+        torch.nn.init.zeros_(model.fc.weight)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("s8lib.trainer.train_epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(None, tiny, model=model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_best_weights_are_those_of_the_best_epoch(uninterrupted: dict[str, Path], tiny: s8.Cifar100) -> None:
     run = s8.RunFolder(uninterrupted["fp32"])
     log = run.resume().log
