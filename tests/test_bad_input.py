@@ -115,6 +115,12 @@ def bytes_of_weights(change: Callable[[bytes], bytes | None], words: str) -> Row
     return f"model.safetensors, {words}", load, words
 
 
+def a_run(folder: Path) -> None:
+    (folder / "best").mkdir()
+    (folder / "best" / "config.json").touch()
+    s8.load_model(folder)
+
+
 def ten_classes(folder: Path) -> Command:
     save_model(s8.build_model(MODEL, 10), folder)
     return ["evaluate", "--data", "synthetic", "--device", "cpu", "--model", str(folder)]
@@ -316,6 +322,7 @@ FOLDERS: list[Row] = [
     *(bytes_of_weights(lambda content, n=n: content[:n], "cannot read the weights") for n in (0, 4, 1000, -1)),
     bytes_of_weights(lambda content: None, "cannot read the weights"),
     bytes_of_weights(lambda content: b"\x80\x04N.", "cannot read the weights"),  # a pickle
+    ("a run's folder as a model", a_run, "is a run's folder: its weights are in "),
     ("10 classes where 100 are measured", ten_classes, "has 10 classes and the data 100"),
     *(
         (f"load_model({source[:20]!r})", lambda folder, source=source: s8.load_model(source), "is no folder here")

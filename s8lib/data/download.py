@@ -58,11 +58,13 @@ def download(folder: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = f"{str(folder)[:300]} cannot be written to ({one_line(error)})"
         raise DataError(f"{reason}: name another folder.") from error
-    failures = []
+    failures: list[str] = []
     with turn:
         if not missing_of(find(folder)):
             return
         for source, fetch in (("the Hugging Face Hub", _from_hub), ("www.cs.toronto.edu", _from_toronto)):
+            if failures:
+                tell(f"CIFAR-100 did not come {failures[-1]}: trying {source}.")
             try:
                 fetch(folder)
                 return
@@ -70,7 +72,6 @@ def download(folder: Path) -> None:
             # RuntimeError: the Hub's Xet transport; torchvision's word for a wrong md5.
             except (OSError, HTTPError, HTTPException, RuntimeError) as error:
                 failures.append(f"from {source} ({one_line(error)})")
-                tell(f"CIFAR-100 did not come {failures[-1]}.")
     raise DataError(
         f"CIFAR-100 could not be downloaded into {folder}, neither {' nor '.join(failures)}: try again later, or "
         "bring cifar-100-python/ from another machine and set S8_DATA to the folder that holds it."

@@ -264,7 +264,10 @@ def load_model(source: str | Path, revision: str | None = None, device: str = "c
 def _file_of(source: str, name: str, **hub_options: Any) -> Path:
     """The file `name` of a saved model: in the folder `source`, or fetched from the Hub repository `source`."""
     if source and os.path.isdir(user_path(source)):  # which, unlike Path's, answers for 5,000 letters too
-        return user_path(source) / name
+        folder = user_path(source)
+        if (folder / "best" / name).is_file() and not (folder / name).exists():
+            raise ModelError(f"{source} is a run's folder: its weights are in {folder / 'best'}")
+        return folder / name
     try:
         return Path(hf_hub_download(source, name, **hub_options))
     except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version
