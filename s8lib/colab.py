@@ -209,7 +209,7 @@ def find_run(which: str = "", kept: str | Path = "s8lib-runs", say: Callable[[st
     if Path(which).name == which and (kept / which / MANIFEST).exists():
         run = run_folder(kept, which, say)
         if run.copies:
-            with run.lock():
+            with RunFolder(run.path, say).lock():  # without copies, as whoever trains now writes them
                 run.fetch()  # what Drive holds and this machine does not
     elif (user_path(which) / MANIFEST).exists():
         run = RunFolder(which, say)

@@ -44,7 +44,7 @@ class Metrics:
     def table(self, classes: Sequence[str]) -> Table:
         """The numbers as lines of text; `classes` are the names of `per_class`."""
         low, high = self.top1_interval
-        ranked = sorted(zip(self.per_class, classes, strict=True))
+        ranked = sorted(pair for pair in zip(self.per_class, classes, strict=True) if not math.isnan(pair[0]))
         rows = {
             "top-1": f"{self.top1:.2f}% (95% interval {low:.2f} to {high:.2f}%)",
             "top-5": f"{self.top5:.2f}%",

@@ -63,8 +63,8 @@ class Muon(torch.optim.SGD):
 
 def orthogonalised(bank: Tensor, precision: torch.dtype) -> Tensor:
     """Roughly U V' of the singular value decomposition U S V' of `bank` [out, in, h, w], by Newton and Schulz."""
-    matrix = bank.flatten(1).to(precision)
-    matrix = matrix / (matrix.norm() + 1e-7)
+    matrix = bank.flatten(1)
+    matrix = (matrix / (matrix.norm() + 1e-7)).to(precision)  # before, fp16 might not hold numbers so small
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):

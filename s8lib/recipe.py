@@ -62,8 +62,9 @@ POLICIES: dict[str, Policy] = {
     ),
     # what a run of a few epochs can afford: the usual flip and padded crop
     "light": Policy(flip_p=0.5, affine_p=1.0, shift=0.0625, whole_pixels=True),
-    # the same, each image seen both ways in two epochs (arXiv:2404.00498)
     "alternating": Policy(flip_p=0.5, alternating_flips=True, affine_p=1.0, shift=0.0625, whole_pixels=True),
+    # each image seen both ways in two epochs (arXiv:2404.00498), and moved by -2 to 2 pixels, all equally likely
+    "flip-crop": Policy(flip_p=0.5, alternating_flips=True, affine_p=1.0, shift=2.5 / 32, whole_pixels=True),
     "none": Policy(),
 }  # fmt: skip
 
@@ -143,11 +144,13 @@ class Recipe:
     patience: Epochs | None = 15
 
     def __post_init__(self) -> None:
-        first = min(self.cycle_epochs, self.phase1_epochs)
+        first, within = min(self.cycle_epochs, self.phase1_epochs), "the first cycle and phase 1"
+        if self.anneal == "linear":
+            first, within = self.epochs, "the run"
         rare = self.cycle_epochs >= 0.01 or self.phase1_epochs == 0
         for holds, field, what in (
             (self.phase1_epochs <= self.epochs, "phase1_epochs", f"must be within the {self.epochs} epochs"),
-            (self.warmup_epochs <= first, "warmup_epochs", "must end within the first cycle and phase 1"),
+            (self.warmup_epochs <= first, "warmup_epochs", f"must end within {within}"),
             (rare, "cycle_epochs", "must be at least 0.01, which is a hundred restarts an epoch"),
             (self.lr_start <= self.lr_peak, "lr_start", "is above lr_peak"),
             (self.lr_floor <= self.lr_peak, "lr_floor", "is above lr_peak"),
@@ -220,9 +223,9 @@ class Recipe:
     def stretched(self, factor: float) -> Self:
         """The same recipe with every count of epochs multiplied by `factor`, its curves keeping their shape.
 
-        Counts that have to be whole (run, phase 1, patience) are rounded; warm-up and cycles then fill phase 1 as
-        before. Where both phases fit, none is lost. Patience is never shortened: noise from one epoch to the next
-        does not shrink with the run.
+        Counts that have to be whole (run, phase 1, patience) are rounded. Warm-up and cycles then fill phase 1 as
+        before; a warm-up to a linear rate fills its part of the run. Where both phases fit, none is lost. Patience
+        is never shortened: noise from one epoch to the next does not shrink with the run.
         """
         if not 0 < factor <= 100_000:
             raise RecipeError(f"cannot stretch by {short(factor)}: the factor must be above 0 and at most 100000")
@@ -232,13 +235,15 @@ class Recipe:
             phase1_epochs = min(max(1, phase1_epochs), epochs - 1)
         in_phase = 0 < phase1_epochs < epochs or self.phase1_epochs == self.epochs  # else one epoch is all
         scale = phase1_epochs / self.phase1_epochs if in_phase else factor
+        linear = self.anneal == "linear"
+        warmup_epochs = _whole(self.warmup_epochs * (epochs / self.epochs if linear else scale))
         name = self.name if epochs == self.epochs else f"{re.sub('-[0-9]+ep$', '', self.name)}-{epochs}ep"
         return dataclasses.replace(
             self,
             name=name,
             epochs=epochs,
             phase1_epochs=phase1_epochs,
-            warmup_epochs=min(_whole(self.warmup_epochs * scale), phase1_epochs),
+            warmup_epochs=min(warmup_epochs, epochs if linear else phase1_epochs),
             cycle_epochs=_whole(self.cycle_epochs * scale),
             patience=self.patience and min(100_000, max(self.patience, round(self.patience * factor))),
         )

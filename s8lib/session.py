@@ -35,6 +35,8 @@ def check_fit(
         raise RecipeError(f"batch_size = {recipe.batch_size}: there are only {images} training images: {smaller}")
     if recipe.batch_size % ranks.world:
         raise RecipeError(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks.world} ranks")
+    if model.name == "resnet-11" and min(recipe.image_size) < 12:
+        raise RecipeError(f"image_size = {recipe.image_size}: nothing is left of images below 12x12 in resnet-11")
     if sync and device.type != "cuda":
         raise ModelError("sync_batchnorm needs GPUs: torch's SyncBatchNorm does not run on a CPU")
 
@@ -62,13 +64,13 @@ def restore(
     """
     own = optimizer.state_dict()
     try:
-        load_strictly(model, saved.model, "the checkpoint", assign=False)
         for index, state in own["state"].items():
             if saved.optimizer["state"][index]["momentum_buffer"].shape != state["momentum_buffer"].shape:
                 raise ModelError(f"the momentum of parameter {index} has another shape")
         optimizer.load_state_dict(saved.optimizer)
         if saved.scaler:  # empty after bf16 or fp32, where nothing is scaled
             scaler.load_state_dict(saved.scaler)
+        load_strictly(model, saved.model, "the checkpoint", assign=False)
     except (ModelError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         where = f" in {run.path}" if run else ""
         raise RunError(f"the newest checkpoint{where} does not fit ({error}): use another run folder") from error
@@ -102,6 +104,7 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint) -> None:
         run.say(
             f"{run.best} does not hold epoch {epoch}, and no checkpoint of it is left: a better one replaces it"
         )
+        run.renew(lambda new: None, best_epoch=None)
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
@@ -224,13 +227,16 @@ def usual_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def restoring_the_start(model: nn.Module, log: EpochLog) -> Iterator[None]:
-    """Give `model` its first weights back if not even one epoch came to its end: the next run starts from them."""
+def restoring_the_start(model: nn.Module, log: EpochLog, run: RunFolder | None) -> Iterator[None]:
+    """Give `model` its first weights back unless an epoch was saved, or ended: the next run starts from them."""
     start = None if log else {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
     try:
         yield
     finally:
-        if start and not log:
+        done = len(log)
+        with contextlib.suppress(RunError):
+            done = run.manifest().epoch if run else done
+        if start and not done:
             model.load_state_dict(start)
 
 

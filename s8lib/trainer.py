@@ -89,6 +89,8 @@ def train(
     if not isinstance(model, Network):
         raise ModelError(f"train takes one of the library's networks itself, not a {type(model).__name__}")
     recipe = dataclasses.replace(recipe, model=model.name)
+    if hub and run is None:
+        raise RunError("the Hub is sent what a run folder holds: name one as run=")
     run = RunFolder(run, say=say) if isinstance(run, str | Path) else run
     train_set, selection_set = data.train, None
     if holdout:
@@ -116,7 +118,7 @@ def train(
         if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
             say(f"this run is finished: {log.summary()}")
             return log
-        stack.enter_context(session.restoring_the_start(model, log))
+        stack.enter_context(session.restoring_the_start(model, log, run))
         stack.enter_context(session.telling_how_to_go_on(run, say))
         if not log:
             model.start_from(augment.normalize(train_set.images[:STARTS_FROM].to(device).float() / 255))
@@ -131,7 +133,8 @@ def train(
         if use_compile:
             loss_of = compile_or_eager(eager, partial(session.try_out, network, model, ends, ranks), ranks, say)
 
-        used = arithmetic(device, precision, loss_of is not eager, ranks.world, masks_of(model, device))
+        own = masks_of(model, device), deterministic, sync_batchnorm
+        used = arithmetic(device, precision, loss_of is not eager, ranks.world, *own)
         if saved:
             tell_what_differs(saved.arithmetic, used, say)
         if run:
@@ -193,7 +196,7 @@ def train(
             say(log.line(recipe.epochs) + (f"  {in_words(left)} left, {until(left)}" if left else ""))
             if not run:
                 show()
-            if recipe.out_of_patience([row.selection_acc for row in log]):
+            if ranks.any(recipe.out_of_patience([row.selection_acc for row in log])):
                 say(f"stopped early: no better epoch within {recipe.patience} in this cycle")
                 break
         writer.finish()
@@ -206,7 +209,8 @@ def train_epoch(
 ) -> dict[str, float]:
     """The steps of one epoch, and the columns of its row that they come to.
 
-    None makes the host wait for the device, but for a look at the loss now and then.
+    None makes the host wait for the device, but for a look at the loss now and then, and Muon's in fp16, before
+    which the scaler looks for infinities.
     """
     started, device = time.perf_counter(), plan.order.device
     losses, hits = torch.zeros(plan.steps, device=device), torch.zeros((), device=device)

@@ -161,8 +161,10 @@ def test_policy_none_changes_nothing(images: Tensor) -> None:
 def test_policies_are_the_table_of_the_recipe() -> None:
     full = (0.5, False, 0.5, 0.0625, False, 0.10, 15, 0.5, 8, 0.3, 0.2, 0.2, 0.3, 10, 20, 10)
     reduced = (0.5, False, 0.35, 0.05, False, 0.07, 10, 0.35, 6, 0.2, 0.15, 0.15, 0, 0, 0, 0)
-    light, alternating = ((0.5, alternates, 1.0, 0.0625, True, *[0] * 11) for alternates in (False, True))
-    tables = {"full": full, "reduced": reduced, "light": light, "alternating": alternating, "none": (0,) * 16}
+    light, flip_crop = ((0.5, crop, 1.0, 2.5 / 32 if crop else 2 / 32, True, *[0] * 11) for crop in (False, True))
+    alternating = (0.5, True, *light[2:])
+    tables = {"full": full, "reduced": reduced, "light": light, "alternating": alternating}
+    tables |= {"flip-crop": flip_crop, "none": (0,) * 16}
     assert {name: dataclasses.astuple(policy) for name, policy in aug.POLICIES.items()} == tables
 
 
@@ -222,6 +224,13 @@ def test_light_flips_and_shifts_by_whole_pixels_and_does_nothing_else(images: Te
     moved = aug.apply(images, draws[: len(images)], aug.POLICIES["light"])
     assert all(set(after.flatten().tolist()) <= set(before.flatten().tolist()) for before, after in
                zip(unit(images), moved, strict=True)), "nothing is blurred"  # fmt: skip
+
+
+def test_a_crop_is_moved_by_each_number_of_pixels_equally_often() -> None:
+    move = undone(aug.draw(MANY, aug.POLICIES["flip-crop"], seeded(5)).matrix)
+    for shift in (move["x"], move["y"]):
+        for pixels in (-2, -1, 0, 1, 2):
+            assert_rate(shift == pixels, 0.2)
 
 
 def test_each_image_and_each_operation_draws_on_its_own() -> None:

@@ -19,7 +19,7 @@ from s8lib.machine.device import pick_device, pick_precision
 from s8lib.run.folder import RunFolder
 from tests.hub_endpoints import READ, WRITE
 from tests.local_hub import serve
-from tests.saves import Machine
+from tests.saves import Machine, contents
 
 FAKE = Path(__file__).parent / "fake_colab"
 TOKEN = "hf_PlantedTokenThatNobodyMaySee"
@@ -218,6 +218,21 @@ def test_on_colab_a_run_trains_on_the_machine_and_is_kept_on_drive(
         found = again.resume()
     assert found
     assert found.epoch == 1
+
+
+def test_whoever_looks_at_a_run_on_drive_changes_nothing_there(
+    content: Path, tmp_path: Path, lines: list[str]
+) -> None:
+    kept = s8.colab.mount_drive()
+    run = s8.colab.run_folder(kept, "quick", lines.append)
+    with run.lock():
+        Machine(run.path, run.copies, lines=lines).save(1)
+    shutil.rmtree(run.path)
+    there = tmp_path / "cloud" / "s8lib" / "quick"
+    (there / "checkpoints" / "epoch_002.pt").write_bytes(b"which the machine that trains has just written")
+    before = contents(there)
+    assert s8.colab.find_run("", kept, lines.append).manifest().epoch == 1
+    assert contents(there) == before
 
 
 def test_finishing_copies_what_is_new_unmounts_and_gives_the_machine_back(

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 import s8lib as s8
+from s8lib.run import copies as copies_module
 from s8lib.run.copies import Copies
 from s8lib.run.drive import MANIFESTS, DriveFolder
 from s8lib.run.folder import RunFolder
-from s8lib.run.save import Manifest, RunError
+from s8lib.run.save import OUTGOING, Manifest, RunError
 from tests.fake_colab.faulty_drive import Call, FaultyDrive, disconnecting, fails
 from tests.runs import Cut, assert_same_bits, outcome, recipe, small_model, train
 from tests.saves import Machine, contents
@@ -579,13 +580,30 @@ def test_reports_written_after_training_follow_and_half_written_files_do_not(
     here.run.sync()
     (here.run.path / "report.json").write_text("{}")
     (here.run.path / "graph.jpg.partial").write_text("half")
+    (here.run.path / "notes (1).txt").write_text("of somebody, under a name that no manifest takes")
     assert here.run.sync()
     assert (kept / "run" / "report.json").read_text() == "{}"
     (here.run.path / "report.json").write_text('{"top1": 80}')
     assert here.run.sync()
     assert (kept / "run" / "report.json").read_text() == '{"top1": 80}'
-    assert not list(kept.rglob("*.partial"))
+    assert not [*kept.rglob("*.partial"), *kept.rglob("notes*"), *(here.run.path / OUTGOING).iterdir()]
     assert machine().resumed() == 1
+
+
+def test_what_became_of_a_copy_that_an_ended_training_began_does_not_end_this_one(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    old = machine()
+    old.save(1)
+    old.run.sync()
+    (copies,) = old.run.copies
+    left = copies_module.stage(copies.place, old.run, {}, "epoch 1")
+    left.problem = s8.RunFault("another machine goes on")  # and so did this one, when the cell was run again
+    new = machine(old.path)
+    assert new.resumed() == 1
+    copies_module._SENDING[copies.place.address] = left
+    new.save(2)
+    assert new.run.sync()
 
 
 # Real training ---------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def tensors(plan: EpochPlan) -> dict[str, Tensor]:
 
 
 def test_alternating_flips_show_each_image_both_ways_in_two_epochs() -> None:
-    recipe = RECIPE.with_settings({"augmentation": "alternating", "mixup_alpha": 0})
+    recipe = RECIPE.with_settings({"augmentation": "flip-crop", "mixup_alpha": 0})
     flips = []
     for epoch in range(3):
         plan = plan_epoch(recipe, epoch, 960, CPU)  # whole batches: every image once

@@ -88,7 +88,7 @@ def test_threads_and_precision_of_the_save_are_taken_up(run: Path, finished: Pat
 
 def test_what_is_not_taken_up_is_said_in_one_line(run: Path, tiny: s8.Cifar100) -> None:
     state = torch.load(run / "checkpoints" / "epoch_001.pt", weights_only=True)
-    state["arithmetic"] |= {"instructions": "AVX2", "torch": "1.0", "threads": 999}
+    state["arithmetic"] |= {"instructions": "AVX2", "torch": "1.0", "threads": 999, "sync_batchnorm": True}
     replace_checkpoint(run, state)
     notes = [line for line in go_on(run, tiny, precision="bf16") if line.startswith("NOTE")]
     assert len(notes) == 1
@@ -97,6 +97,7 @@ def test_what_is_not_taken_up_is_said_in_one_line(run: Path, tiny: s8.Cifar100) 
         "threads 999, now",
         "instructions 'AVX2', now",
         "torch '1.0', now",
+        "sync_batchnorm True, now False",
     ):
         assert words in notes[0]
 
@@ -142,6 +143,10 @@ def with_weights(state: dict[str, Any], change: Callable[[torch.Tensor], torch.T
     return state | {"model": {name: change(value) for name, value in state["model"].items()}}
 
 
+def with_momentum(optimizer: dict[str, Any]) -> dict[str, Any]:
+    return optimizer | {"state": {k: {"momentum_buffer": torch.zeros(3)} for k in optimizer["state"]}}
+
+
 STRANGERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "empty file": lambda state: b"",
     "text": lambda state: b"hello",
@@ -166,6 +171,7 @@ STRANGERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "model of numbers": changed(model={"conv1.weight": 1}),
     "no weights": changed(model={}),
     "null optimizer": changed(optimizer=None),
+    "momentum of another shape": lambda state: state | {"optimizer": with_momentum(state["optimizer"])},
     "optimizer of another shape": changed(optimizer={"state": {}, "param_groups": []}),
     "null log": changed(log=None),
     "empty log": changed(log=[]),
@@ -188,9 +194,11 @@ def test_a_strangers_checkpoint_is_refused_in_one_sentence_and_no_pickle_runs(
 ) -> None:
     state = torch.load(run / "checkpoints" / "epoch_001.pt", weights_only=True)
     replace_checkpoint(run, STRANGERS[stranger](state))
-    before = contents(run)
+    before, model = contents(run), small_model()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(s8.RunError) as raised:
-        go_on(run, tiny)
+        go_on(run, tiny, model=model)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 600
     assert contents(run) == before

@@ -19,7 +19,7 @@ import pytest
 
 import s8lib as s8
 from s8lib import cli
-from s8lib.hub_client import OutOfReach
+from s8lib.hub_client import OutOfReach, explained
 from s8lib.publish.publisher import FIRST_PAUSE, fetch_run
 from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
 from s8lib.run.place import Sending
@@ -151,12 +151,13 @@ def test_what_is_damaged_here_is_told_and_not_sent(hub: LocalHub, tmp_path: Path
     run, publishing = published(tmp_path / "run", lines)
     run.until(9)
     (run.run.best / "model.safetensors").write_bytes(b"damaged")
-    run.until(10)
+    publishing.finish(run.run)
     assert f"{run.run.best} is damaged or incomplete" in lines[0]
+    assert len(lines) == 2, "what somebody has to change first is not tried again and again"
     run.until(11)  # which has new best weights
     (run.run.checkpoints / "epoch_011.pt").write_bytes(b"damaged")
     publishing.finish(run.run)
-    assert "checkpoints/epoch_011.pt is not what the manifest says" in lines[1]
+    assert "checkpoints/epoch_011.pt is not what the manifest says" in lines[-2]
     assert "is NOT on the Hub" in lines[-1]
     assert hub.commits(NAME) == []
 
@@ -374,6 +375,8 @@ def test_a_token_that_the_hub_repeats_in_its_answer_is_not_said(
     publishing.finish(run.run)
     assert "Bearer <token> may not do this" in lines[0]
     assert WRITE not in "".join(lines)
+    quoted = RuntimeError(f"Illegal header value b'Bearer {WRITE}\\n'")  # the line's end, too
+    assert str(explained(quoted)).endswith("b'Bearer <token>\\n'")
 
 
 def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_uninterrupted_run(
@@ -451,6 +454,20 @@ def test_a_run_is_fetched_once_and_a_repository_without_one_or_none_is_told(
     assert here.best_weights() == (2, here.best)
     newest = contents(run.path, lambda path: published_otherwise(path) or path.name == "epoch_001.pt")
     assert contents(here.path, published_otherwise) == newest
+
+
+def test_a_download_that_breaks_is_no_reason_to_start_over(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(2)
+    publishing.finish(run.run)
+    other = Machine(tmp_path / "new", [publisher(lines)], lines=lines)
+    hub.fail("resolve", "reset", times=99, skip=4)  # a HEAD and a GET for the manifest on each branch
+    with pytest.raises(s8.RunError, match="must not start over because of that: see that tester/"):
+        other.resumed()
+    hub.heal()
+    assert other.resumed() == 2
 
 
 def test_what_is_damaged_in_the_repository_is_left_there_and_named(

@@ -103,6 +103,8 @@ def test_a_class_that_is_not_there_has_no_accuracy() -> None:
     assert all(math.isnan(accuracy) for accuracy in metrics.per_class[2:])
     assert metrics.top1 == pytest.approx(200 / 3)
     assert metrics.top5 == 100  # of four classes, all are among the first five
+    assert "b 50%, a 100%" in metrics.table("abcd")
+    assert "nan" not in metrics.table("abcd")
 
 
 def ece_by_a_loop(confidence: np.ndarray, correct: np.ndarray) -> float:

@@ -344,6 +344,13 @@ def test_patience_knows_restarts_that_fall_inside_an_epoch() -> None:
     assert stopped_after(recipe, [5, 30, 20, 21, 22, 10, 11, 10, 10, 14]) == 9
 
 
+@pytest.mark.parametrize("epochs", [*range(1, 40), 400])
+def test_a_linear_rate_keeps_its_shape_in_a_run_of_any_length(epochs: int) -> None:
+    recipe = s8.QUICK.stretched(epochs / s8.QUICK.epochs)
+    for part in (0, 0.1, 0.25, 0.6, 1):
+        assert recipe.at(part * epochs).lr == pytest.approx(s8.QUICK.at(part * s8.QUICK.epochs).lr, rel=1e-6)
+
+
 def test_a_linear_rate_ends_at_its_last_value_even_after_nothing_but_warm_up() -> None:
     recipe = s8.Recipe(epochs=4, phase1_epochs=4, warmup_epochs=4, cycle_epochs=4, anneal="linear")
     assert recipe.at(4).lr == recipe.lr_final

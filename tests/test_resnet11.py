@@ -74,9 +74,20 @@ def test_weights_that_have_been_trained_keep_their_first_layer(tiny: s8.Cifar100
 def test_convolutions_start_as_the_identity_and_keep_the_size() -> None:
     group = s8.build_model("resnet-11").group3
     x = torch.randn(2, 256, 7, 7)
-    padded = F.pad(x, (1, 0, 1, 0))
-    assert torch.equal(group.conv(padded)[:, :256], x)
+    padded = F.pad(x, (0, 1, 0, 1))
+    assert torch.equal(group.conv(padded)[:, :256, :-1, :-1], x[:, :, 1:, 1:])
     assert group.eval()(x).shape == (2, 768, 3, 3)
+
+
+@pytest.mark.parametrize("side", [5, 7])  # of images of 24 and 32 pixels
+def test_no_pixel_is_lost_between_the_groups(side: int) -> None:
+    group = s8.build_model("resnet-11", seed=0).group3.eval()
+    reaches = torch.zeros(side, side, dtype=torch.bool)
+    for pixel in range(side * side):
+        x = torch.zeros(1, 256, side, side)
+        x.view(256, -1)[:, pixel] = torch.randn(256)
+        reaches.view(-1)[pixel] = not torch.equal(group(x), group(torch.zeros_like(x)))
+    assert reaches.all()
 
 
 @pytest.mark.parametrize("side", [20, 24, 32])

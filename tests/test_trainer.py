@@ -118,6 +118,25 @@ def test_best_weights_of_a_lost_epoch_give_way_to_the_best_that_the_log_holds(
     assert all(torch.equal(best[name], tensor) for name, tensor in state.model.items())
 
 
+def test_best_weights_that_nothing_is_known_of_any_more_are_nobodys(tmp_path: Path, tiny: s8.Cifar100) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=3)
+    run = s8.RunFolder(tmp_path)
+    third = run.resume()
+    run.claim()
+    rows = [dataclasses.replace(third.log[0], test_acc=90.0), *third.log[1:]]
+    run.save(dataclasses.replace(third, log=s8.EpochLog(rows)))
+    lost = s8.EpochLog([*rows, dataclasses.replace(third.log[-1], epoch=4, test_acc=99.0)])
+    run.save(dataclasses.replace(third, log=lost), lambda folder: save_model(small_model(77), folder))
+    for epoch in (1, 4):
+        os.truncate(tmp_path / "checkpoints" / f"epoch_00{epoch}.pt", 10)
+    lines: list[str] = []
+    train(tmp_path, tiny, lines=lines)
+    assert [line for line in lines if "no checkpoint of it is left: a better one replaces it" in line]
+    with pytest.raises(s8.RunError, match="damaged or incomplete"):
+        run.best_weights()
+
+
 def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, tiny: s8.Cifar100) -> None:
     short = recipe(epochs=1, phase1_epochs=1, cycle_epochs=1)
     log = train(tmp_path, tiny, recipe=short)
@@ -178,8 +197,8 @@ def test_the_log_holds_the_recipes_knobs_and_the_rate_of_the_last_step(
         assert row.best_acc == max(earlier.test_acc for earlier in log[: row.epoch])
 
 
-def test_a_run_stopped_before_its_first_epoch_ended_leaves_the_model_as_it_was(
-    tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
+def test_a_run_whose_first_epoch_was_not_saved_leaves_the_model_as_it_was(
+    tmp_path: Path, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -191,6 +210,15 @@ def test_a_run_stopped_before_its_first_epoch_ended_leaves_the_model_as_it_was(
     monkeypatch.setattr("s8lib.trainer.train_epoch", stopped)
     with pytest.raises(KeyboardInterrupt):
         train(None, tiny, model=model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+    def full(*_: object) -> None:
+        raise s8.RunFault("epoch 1 cannot be saved: the disk is full")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(s8.RunFolder, "save", full)
+    with pytest.raises(s8.RunFault, match="epoch 1 cannot be saved"):
+        train(tmp_path, tiny, model=model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -362,6 +390,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves_and_it_stays_ended(
         ({"holdout": -1}, s8.DataError, "-1"),
         ({"sync_batchnorm": True}, s8.ModelError, "sync_batchnorm"),
         ({"model": s8.WideResNet(10, 1, num_classes=10)}, s8.ModelError, "10 classes"),
+        ({"model": s8.build_model("resnet-11"), "recipe": recipe(image_size=8)}, s8.RecipeError, "below 12x12"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(
@@ -396,6 +425,8 @@ def test_the_publisher_hears_of_every_epoch_after_it_is_saved(tmp_path: Path, ti
     assert recorder.heard == [("fetch", 0), ("claim", 0), ("epoch", 1), ("epoch", 2), ("finish", 2)]
     train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), hub=recorder)
     assert recorder.heard[5:] == [("fetch", 2), ("finish", 2)]
+    with pytest.raises(s8.RunError, match="name one as run="):
+        train(None, tiny, hub=recorder)
 
 
 def test_the_loss_falls_on_real_images(real: s8.Cifar100) -> None:

@@ -12,10 +12,13 @@ from s8lib.machine.device import pick_precision
 BEFORE = {"dropout masks": "torch"}  # what a save had that does not tell
 
 
-def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int, masks: str) -> dict[str, Any]:
+def arithmetic(
+    device: torch.device, precision: str, compiled: bool, ranks: int, masks: str, deterministic: bool, sync: bool
+) -> dict[str, Any]:
     """All of it, in primitives: two trainings with the same values, data and seed give the same bits.
 
-    On a GPU that also takes deterministic algorithms. `masks` is what draws dropout's.
+    `masks` is what draws dropout's; `sync` is SyncBatchNorm, over all ranks. On a CPU all algorithms are
+    deterministic.
     """
     has = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported(), "amx": torch.cpu._is_amx_tile_supported()}
     # What torch's own kernels and oneDNN's are chosen by.
@@ -29,6 +32,8 @@ def arithmetic(device: torch.device, precision: str, compiled: bool, ranks: int,
         "compiled": compiled,
         "ranks": ranks,
         "dropout masks": masks,
+        "sync_batchnorm": sync,
+        "deterministic": deterministic or device.type == "cpu",
     }
 
 
@@ -62,5 +67,6 @@ def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Ca
     saved = {**BEFORE, **saved}
     differing = [f"{key} {saved[key]!r}, now {now!r}" for key, now in here.items() if saved.get(key, now) != now]
     if differing:
-        bits = "" if saved["dropout masks"] != here["dropout masks"] else " in their last bits"
+        far = any(saved.get(key, here[key]) != here[key] for key in ("dropout masks", "sync_batchnorm"))
+        bits = "" if far else " in their last bits"
         say(f"NOTE: weights will differ{bits} from an uninterrupted run's: {'; '.join(differing)}")

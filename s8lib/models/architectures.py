@@ -142,7 +142,7 @@ class ConvGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv.kernel_size == (2, 2):
-            x = F.pad(x, (1, 0, 1, 0))  # as many pixels out as in
+            x = F.pad(x, (0, 1, 0, 1))  # on the side whose outputs the pooling leaves out: it halves an odd size
         x = F.silu(self.bn(F.max_pool2d(self.conv(x), 2)))
         return x + F.silu(self.bn_b(self.conv_b(F.silu(self.bn_a(self.conv_a(x))))))
 

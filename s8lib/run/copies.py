@@ -145,7 +145,7 @@ class Copies:
         try:
             sending = stage(self.place, run, *self.extras(run))
         except (OSError, ValueError) as error:  # a full disk, a damaged file, a card that fails
-            self._failed(run, run.manifest().epoch, OSError(str(error)))
+            self._failed(run, run.manifest().epoch, error)
             return None
         _SENDING[self.place.address] = sending
         sending.start()
@@ -158,7 +158,7 @@ class Copies:
             return
         self._forget(sending)
         epoch, problem = sending.manifest.epoch, sending.problem
-        if isinstance(problem, RunFault):
+        if isinstance(problem, RunFault) and sending.manifest.writer == run.writer:  # not a thread left by another
             raise problem
         if problem:
             self._failed(run, epoch, problem, last)
@@ -206,11 +206,11 @@ def stage(place: Place, run: RunFolder, extras: Mapping[str, Path | str | bytes]
             else:
                 target.write_bytes(source.encode() if isinstance(source, str) else source)
         files = {name: content_of(folder / name) for name in sources.keys() - saved - {CARD}}
+        files |= {name: manifest.files[name] for name in saved}
+        manifest = dataclasses.replace(manifest, files=files, best_epoch=manifest.best_epoch if best else None)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    files |= {name: manifest.files[name] for name in saved}
-    manifest = dataclasses.replace(manifest, files=files, best_epoch=manifest.best_epoch if best else None)
     return Sending(place, run.path, folder, manifest, message)
 
 

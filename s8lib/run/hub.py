@@ -74,6 +74,7 @@ class HubRepo(Place):
                 f"{self.title}: weights are there, of epoch {manifest.best_epoch}, but no manifest that names a "
                 "checkpoint: name the revision or, to begin anew, say overwrite"
             )
+        self.required = bool(manifest.checkpoints)  # from now on
         return dataclasses.replace(manifest, files=_needed(manifest.files))
 
     def receive(self, name: str, content: Content, target: Path) -> bool:

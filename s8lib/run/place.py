@@ -129,7 +129,7 @@ def bring(place: Place, run: "RunFolder", newest: int, identity: Mapping[str, An
     if best_of_log not in (best_epoch, taken) and best_of_log in there.checkpoints:
         brought(there.checkpoints[best_of_log])  # has the best weights too
     small = there.files.keys() - there.best().keys() - {*there.checkpoints.values()}
-    for name in filter(brought, small):
+    for name in [*filter(brought, small)]:  # all of them before the first takes its place
         if name != LOG:
             os.replace(run.path / NEW / name, run.path / name)
     run.install(dataclasses.replace(there, files=here.files, best_epoch=best_epoch, sequence=here.sequence))

@@ -1,6 +1,7 @@
 """What a run left on this disk, read: its manifest, its log, its recipe, its best weights. Nothing is changed."""
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,19 @@ from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.log import EpochLog
-from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, PARTIAL, WEIGHTS, Manifest, RunError, holds, places
+from s8lib.run.save import (
+    CHECKPOINT,
+    CONFIG,
+    FILE_NAME,
+    LOG,
+    MANIFEST,
+    PARTIAL,
+    WEIGHTS,
+    Manifest,
+    RunError,
+    holds,
+    places,
+)
 from s8lib.validation import check, user_path
 
 
@@ -135,9 +148,9 @@ class RunReader:
 
     def small_files(self) -> list[Path]:
         """What lies in the folder itself beside the save: recipe, environment, reports."""
-        files = (path for path in sorted(self.path.iterdir()) if path.is_file())
+        files = (path for path in sorted(self.path.iterdir()) if path.is_file() and path.suffix != PARTIAL)
         ours = (MANIFEST, "manifest.copy.json", LOG)
-        return [p for p in files if p.name not in ours and not p.name.startswith(".") and p.suffix != PARTIAL]
+        return [path for path in files if path.name not in ours and re.fullmatch(FILE_NAME, path.name)]
 
     def read_json(self, name: str, default: Any) -> Any:
         """The JSON file `name` of the folder, one that informs; `default` if there is none, or it is damaged."""

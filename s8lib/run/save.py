@@ -51,7 +51,8 @@ class Content:
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-Name = Annotated[str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)?$", max_length=200)]  # stays in its folder
+FILE_NAME = r"[\w-][\w.-]*"
+Name = Annotated[str, Field(pattern=f"^{FILE_NAME}(/{FILE_NAME})?$", max_length=200)]  # stays in its folder
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True))
