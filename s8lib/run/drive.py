@@ -16,20 +16,9 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from s8lib.run import save as saves
 from s8lib.run.place import Place, Sending
-from s8lib.run.save import (
-    CHECKPOINT,
-    FULL,
-    KEEP,
-    MANIFEST,
-    Content,
-    Manifest,
-    RunError,
-    RunFault,
-    differences,
-    places,
-    refuse_another,
-)
+from s8lib.run.save import FULL, KEEP, MANIFEST, Content, Manifest, RunError, RunFault, differences, refuse_another
 from s8lib.validation import user_path
 
 MANIFESTS = (MANIFEST, "manifest.copy.json")  # alike; the first is what a RunFolder reads
@@ -89,7 +78,7 @@ class DriveFolder(Place):
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Copy a file from the Drive to `target`, if it is the one."""
-        for place in places(name):
+        for place in saves.places(name):
             if self._holds(place, content):
                 with open(self.path / place, "rb") as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, CHUNK)
@@ -244,7 +233,7 @@ class DriveFolder(Place):
     def _free_the_rest(self) -> None:
         """Free checkpoints that the manifest does not name, and the other place of best."""
         for name in self._names("checkpoints"):
-            if CHECKPOINT.fullmatch(name) and name not in self._manifest.files:
+            if saves.CHECKPOINT.fullmatch(name) and name not in self._manifest.files:
                 self._free(name)
         place = self._place_of(self._manifest.best())
         for other in BEST:

@@ -21,26 +21,10 @@ from filelock import FileLock, Timeout
 
 from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
+from s8lib.run import save as saves
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.reading import RunReader
-from s8lib.run.save import (
-    FULL,
-    KEEP,
-    LOG,
-    MANIFEST,
-    NEW,
-    OUTGOING,
-    PARTIAL,
-    Manifest,
-    RunError,
-    RunFault,
-    content_of,
-    flush,
-    holds,
-    places,
-    refuse_another,
-    replacing,
-)
+from s8lib.run.save import LOG, MANIFEST, NEW, Manifest, RunError, RunFault, holds, refuse_another, replacing
 
 if TYPE_CHECKING:
     from s8lib.run.copies import Copies
@@ -105,7 +89,7 @@ class RunFolder(RunReader):
         manifest = self.manifest()
         refuse_another(manifest.identity, identity, self.path)
         self._settle()
-        for partial in (*self.path.glob("*.json" + PARTIAL), *self.path.glob("*.csv" + PARTIAL)):
+        for partial in (*self.path.glob("*.json" + saves.PARTIAL), *self.path.glob("*.csv" + saves.PARTIAL)):
             partial.unlink()
         for epoch, path in self._on_disk().items():
             if epoch not in manifest.checkpoints:
@@ -113,7 +97,7 @@ class RunFolder(RunReader):
         newest = self._newest_intact(manifest)
         for copies in self.copies:
             newest = copies.fetch(self, newest, identity) or newest
-        for old in (".hub", OUTGOING):
+        for old in (".hub", saves.OUTGOING):
             shutil.rmtree(self.path / old, ignore_errors=True)
         if not newest and manifest.checkpoints:
             raise RunError(
@@ -166,7 +150,7 @@ class RunFolder(RunReader):
                 f"epoch {epoch} is not saved: another process has gone on with the run in {self.path}, or its "
                 f"{MANIFEST} was replaced; this one stops, and what is there is unchanged"
             )
-        older = [name for older, name in manifest.checkpoints.items() if older < epoch][: KEEP - 1]
+        older = [name for older, name in manifest.checkpoints.items() if older < epoch][: saves.KEEP - 1]
         kept = {name: manifest.files[name] for name in [*older, *manifest.best()]}
 
         def write(new: Path) -> None:
@@ -201,8 +185,8 @@ class RunFolder(RunReader):
         new = self.path / NEW
         files = [path for path in sorted(new.rglob("*")) if path.is_file()]
         for path in [*files, *{path.parent for path in files}]:
-            flush(path)
-        found = {path.relative_to(new).as_posix(): content_of(path) for path in files}
+            saves.flush(path)
+        found = {path.relative_to(new).as_posix(): saves.content_of(path) for path in files}
         self._commit(dataclasses.replace(manifest, files=manifest.files | found))  # now this save happened
         self._settle()
 
@@ -220,7 +204,7 @@ class RunFolder(RunReader):
         """Move what the manifest names into its place, and remove what it does not name any more."""
         manifest = self.manifest()
         for name, content in manifest.files.items():
-            place, *others = (self.path / where for where in places(name))
+            place, *others = (self.path / where for where in saves.places(name))
             for other in others:
                 if other.is_file() and holds(other, content):
                     self._move(other, place)
@@ -238,7 +222,7 @@ class RunFolder(RunReader):
             if target.name != LOG:
                 raise
             self.say(f"{target} is held open by another program ({error}): it is renewed with the next save")
-        flush(target.parent)
+        saves.flush(target.parent)
 
     @contextlib.contextmanager
     def _writing(self, what: str, needed: int = 0) -> Iterator[None]:
@@ -247,7 +231,7 @@ class RunFolder(RunReader):
             yield
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for it, among others
             free, reason = shutil.disk_usage(self.path).free, " ".join(str(error).split())
-            if free < needed or getattr(error, "errno", None) in FULL:
+            if free < needed or getattr(error, "errno", None) in saves.FULL:
                 room = f", {needed / 1e6:.0f} MB needed" if needed else ""
                 reason = f"the disk is full ({free / 1e6:.0f} MB free{room})"
             with contextlib.suppress(OSError, RunError):  # the next start tries again

@@ -9,21 +9,10 @@ from typing import Any
 from s8lib.data.cifar100 import Cifar100
 from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
+from s8lib.run import save as saves
 from s8lib.run.checkpoint import Checkpoint
 from s8lib.run.log import EpochLog
-from s8lib.run.save import (
-    CHECKPOINT,
-    CONFIG,
-    FILE_NAME,
-    LOG,
-    MANIFEST,
-    PARTIAL,
-    WEIGHTS,
-    Manifest,
-    RunError,
-    holds,
-    places,
-)
+from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, WEIGHTS, Manifest, RunError, holds, places
 from s8lib.validation import check, user_path
 
 
@@ -148,9 +137,9 @@ class RunReader:
 
     def small_files(self) -> list[Path]:
         """What lies in the folder itself beside the save: recipe, environment, reports."""
-        files = (path for path in sorted(self.path.iterdir()) if path.is_file() and path.suffix != PARTIAL)
+        files = (path for path in sorted(self.path.iterdir()) if path.is_file() and path.suffix != saves.PARTIAL)
         ours = (MANIFEST, "manifest.copy.json", LOG)
-        return [path for path in files if path.name not in ours and re.fullmatch(FILE_NAME, path.name)]
+        return [path for path in files if path.name not in ours and re.fullmatch(saves.FILE_NAME, path.name)]
 
     def read_json(self, name: str, default: Any) -> Any:
         """The JSON file `name` of the folder, one that informs; `default` if there is none, or it is damaged."""
