@@ -146,9 +146,7 @@ def train(
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
 
-        step = session.try_out(
-            network, model, [ends[0]] * 2, ranks, loss_of
-        )  # the first is slower than those that follow
+        step = session.try_out(network, model, [ends[0]] * 2, ranks, loss_of)  # of two: the first is slower
         say(forecast(recipe, len(log), step, len(train_set), len(data.test), device.type))
 
         show = partial(watch, log) if watch and ranks.first else lambda: None
@@ -171,22 +169,13 @@ def train(
             held = selection_set and evaluate(model, selection_set, device, precision=precision, ranks=ranks)
             selection_acc = held.top1 if held else test.top1
             writer.finish()
-            log.append(
-                Epoch(
-                    **trained,
-                    epoch=epoch + 1,
-                    phase=recipe.phase(epoch),
-                    dropout=knobs.dropout,
-                    mixup_alpha=knobs.mixup_alpha,
-                    augmentation=knobs.augmentation,
-                    test_loss=test.loss,
-                    test_acc=test.top1,
-                    test_top5=test.top5,
-                    best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
-                    seconds=time.perf_counter() - started,
-                    holdout_acc=held.top1 if held else None,
-                )
-            )
+            log.append(Epoch(
+                **trained, epoch=epoch + 1, phase=recipe.phase(epoch),
+                dropout=knobs.dropout, mixup_alpha=knobs.mixup_alpha, augmentation=knobs.augmentation,
+                test_loss=test.loss, test_acc=test.top1, test_top5=test.top5,
+                best_acc=max([selection_acc, *(row.selection_acc for row in log)]),
+                holdout_acc=held.top1 if held else None, seconds=time.perf_counter() - started,
+            ))  # fmt: skip
             if run:
                 states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 states = snapshot(states | {"scaler": scaler.state_dict()})
