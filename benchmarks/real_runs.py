@@ -91,7 +91,7 @@ def finish(out: Path) -> None:
     s8.report.save(s8.report.curves(log, recipe, TARGETS.get(recipe.name)), out / "graph.jpg")
     try:
         s8.report.video(log, recipe, out / "epoch_log.mov")
-    except s8.report.MissingPackage as error:
+    except ImportError as error:
         print(f"{error}; then, or elsewhere: python -m benchmarks.real_runs finish FOLDER-OF-THIS-RESULT")
 
 

@@ -34,7 +34,7 @@ from s8lib.report.mistakes import (
     superclass_confusion,
     worst_classes,
 )
-from s8lib.report.network import MissingPackage, layer_figure, summary
+from s8lib.report.network import layer_figure, summary
 from s8lib.report.tables import epoch_table, overview, read, reference_runs, size
 from s8lib.report.training_curves import LiveCurves, curves, video
 from s8lib.run.folder import RunFolder
@@ -202,7 +202,7 @@ def _make(of: Subject, names: Iterable[str], say: Callable[[str], None]) -> dict
             made = make(of) if make else None
         except NoData:
             continue
-        except MissingPackage as error:
+        except ImportError as error:
             say(f"{name} is left out: {error}")
             continue
         if isinstance(made, Figure):

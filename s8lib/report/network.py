@@ -14,22 +14,13 @@ from s8lib.report.figures import FAINT, INK, Figure, light
 COLUMNS = 2  # on each of the two images
 
 
-class MissingPackage(ImportError):
-    """A package that only this part of the report needs is not installed; the message says how to get it."""
-
-
 def summary(model: nn.Module) -> str:
     """torchsummary's table as text: layers, output shapes, parameters and megabytes for one image.
 
     The model, its device and the random state stay as they are.
-
-    Raises:
-        MissingPackage: without torchsummary.
     """
-    try:
-        from torchsummary import summary as print_summary
-    except ImportError as error:
-        raise MissingPackage("the model's table needs torchsummary: pip install torchsummary==1.5.1") from error
+    from torchsummary import summary as print_summary  # here: without it the rest of the report is still made
+
     # A copy on the CPU, in eval mode: torchsummary knows no other device but "cuda", runs the network on random
     # numbers, leaves hooks behind if that fails, and would move BatchNorm's statistics.
     probe, out = copy.deepcopy(model).cpu().float().eval(), io.StringIO()
@@ -40,11 +31,7 @@ def summary(model: nn.Module) -> str:
 
 @light
 def layer_figure(model: nn.Module, part: int) -> Figure:
-    """`summary` as an image for a README: the first half of its lines in part 1, the second in part 2.
-
-    Raises:
-        MissingPackage: without torchsummary.
-    """
+    """`summary` as an image for a README: the first half of its lines in part 1, the second in part 2."""
     table = summary(model)
     rows = re.findall(r"^ *(\w+-\d+) +\[-1, ([\d, ]+)\] +([\d,]+)$", table, flags=re.MULTILINE)
     totals = re.findall(r"^([A-Z][\w /-]+(?:\(MB\))?): (.+)$", table, flags=re.MULTILINE)

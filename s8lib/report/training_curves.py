@@ -14,7 +14,6 @@ from s8lib.machine.progress import in_notebook, progress_bar
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SCREEN_DPI, Figure, light
 from s8lib.report.knobs import mark_phases, moments, plot_lr
-from s8lib.report.network import MissingPackage
 from s8lib.run.log import EpochLog
 from s8lib.run.save import replacing
 from s8lib.validation import user_path
@@ -83,7 +82,7 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
     Curves grow epoch by epoch beside the knobs of the moment and the last rows of the log.
 
     Raises:
-        MissingPackage: without imageio-ffmpeg.
+        ImportError: without imageio-ffmpeg.
         OSError: if the file cannot be written; nothing half-written stays.
     """
     try:
@@ -91,7 +90,7 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
 
         ffmpeg = get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:  # the latter where the package brings no ffmpeg for the machine
-        raise MissingPackage("the video needs ffmpeg: pip install imageio-ffmpeg") from error
+        raise ImportError("the video needs ffmpeg: pip install imageio-ffmpeg") from error
     # Absolute, because ffmpeg takes `12:30.mov` for a protocol and `-x.mov` for an option.
     path, figure = user_path(path).absolute(), Figure(HEIGHT / SCREEN_DPI, width=WIDTH / SCREEN_DPI, layout=None)
     rate: Any = max(1 / SLOWEST, len(log) / (LONGEST - LAST))  # pictures a second; the stub wants an int
