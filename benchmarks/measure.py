@@ -30,8 +30,7 @@ from s8lib.models.networks import Network
 from s8lib.models.weights import save_model
 from s8lib.optimizer import make_optimizer
 from s8lib.recipe import POLICIES
-from s8lib.run.checkpoint import Checkpoint, snapshot
-from s8lib.run.log import COLUMNS
+from s8lib.run.checkpoint import COLUMNS, Checkpoint, snapshot
 from s8lib.session import Writer
 
 

@@ -37,9 +37,9 @@ from s8lib.recipe import Knobs as Knobs
 from s8lib.recipe import Recipe as Recipe
 from s8lib.recipe import RecipeError as RecipeError
 from s8lib.report import data_of as data_of
+from s8lib.run.checkpoint import Epoch as Epoch
+from s8lib.run.checkpoint import EpochLog as EpochLog
 from s8lib.run.folder import RunFolder as RunFolder
-from s8lib.run.log import Epoch as Epoch
-from s8lib.run.log import EpochLog as EpochLog
 from s8lib.run.save import RunError as RunError
 from s8lib.run.save import RunFault as RunFault
 from s8lib.session import NonFiniteLoss as NonFiniteLoss

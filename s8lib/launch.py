@@ -25,8 +25,8 @@ import torch
 from s8lib.machine.device import DeviceError
 from s8lib.machine.progress import IN_NOTEBOOK, in_notebook, tell
 from s8lib.recipe import Recipe
+from s8lib.run.checkpoint import EpochLog
 from s8lib.run.folder import RunFolder, how_to_go_on
-from s8lib.run.log import EpochLog
 from s8lib.run.save import RunFault, replacing
 from s8lib.session import telling_how_to_go_on
 from s8lib.validation import BadInput

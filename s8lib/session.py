@@ -17,9 +17,8 @@ from s8lib.machine.ranks import Ranks
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, load_strictly, save_config, save_model
 from s8lib.recipe import Recipe, RecipeError
-from s8lib.run.checkpoint import Checkpoint
+from s8lib.run.checkpoint import Checkpoint, EpochLog
 from s8lib.run.folder import RunFolder, Write, how_to_go_on
-from s8lib.run.log import EpochLog
 from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, RunFault, holds
 
 

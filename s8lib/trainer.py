@@ -29,10 +29,9 @@ from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer
 from s8lib.recipe import Recipe
-from s8lib.run.checkpoint import Checkpoint, snapshot
+from s8lib.run.checkpoint import Checkpoint, Epoch, EpochLog, selector, snapshot
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import Epoch, EpochLog, selector
 from s8lib.run.save import RunError, identity_of
 from s8lib.session import Writer
 

@@ -21,7 +21,7 @@ from benchmarks import checkout, measure, performance, real_runs, speed
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.machine import device as hardware
-from s8lib.run.log import COLUMNS
+from s8lib.run.checkpoint import COLUMNS
 from tests.runs import recipe
 
 ROOT = Path(s8.__file__).parents[1]

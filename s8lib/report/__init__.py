@@ -37,8 +37,8 @@ from s8lib.report.mistakes import (
 from s8lib.report.network import layer_figure, summary
 from s8lib.report.tables import epoch_table, overview, read, reference_runs, size
 from s8lib.report.training_curves import LiveCurves, curves, video
+from s8lib.run.checkpoint import EpochLog
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import EpochLog
 
 FILM = "epoch_log.mov"
 FORMAT = 1  # of report.json

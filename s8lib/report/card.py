@@ -20,8 +20,8 @@ from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
 from s8lib.models.networks import Config, names_in
 from s8lib.models.weights import CONFIG, ModelError
+from s8lib.run.checkpoint import Epoch, EpochLog
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import Epoch, EpochLog
 from s8lib.validation import read_json
 
 BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"

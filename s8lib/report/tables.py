@@ -5,8 +5,8 @@ from pathlib import Path
 from s8lib.machine.progress import Table, tell
 from s8lib.models.networks import Network, load_model
 from s8lib.recipe import Recipe
+from s8lib.run.checkpoint import EpochLog
 from s8lib.run.folder import RunFolder
-from s8lib.run.log import EpochLog
 from s8lib.run.save import WEIGHTS
 from s8lib.validation import user_path
 

@@ -14,7 +14,7 @@ from s8lib.machine.progress import in_notebook, progress_bar
 from s8lib.recipe import Recipe
 from s8lib.report.figures import BLUE, FAINT, GREEN, INK, ORANGE, PURPLE, RED, SCREEN_DPI, Figure, light
 from s8lib.report.knobs import mark_phases, moments, plot_lr
-from s8lib.run.log import EpochLog
+from s8lib.run.checkpoint import EpochLog
 from s8lib.run.save import replacing
 from s8lib.validation import user_path
 

@@ -10,8 +10,7 @@ from s8lib.data.cifar100 import Cifar100
 from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
 from s8lib.run import save as saves
-from s8lib.run.checkpoint import Checkpoint
-from s8lib.run.log import EpochLog
+from s8lib.run.checkpoint import Checkpoint, EpochLog
 from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, WEIGHTS, Manifest, RunError, holds, places
 from s8lib.validation import check, user_path
 
