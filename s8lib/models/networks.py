@@ -49,16 +49,6 @@ class Config(TypedDict, total=False):
     id2label: dict[str, str]  # the names of the outputs by their places, as transformers has them
 
 
-def names_in(config: Config) -> list[str] | None:
-    """The names of the outputs, in their order, if the config tells them; they leave the config."""
-    labels = config.pop("id2label", None)
-    if labels is None:
-        return None
-    if labels.keys() != {str(place) for place in range(len(labels))}:
-        raise ModelError("the id2label of a config.json has to name the outputs by their places, from 0")
-    return [labels[str(place)] for place in range(len(labels))]
-
-
 class Network(nn.Module, PyTorchModelHubMixin):
     """What all networks share: their name, their dropout knob, and strict loading.
 
@@ -69,7 +59,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
     model_type = ""  # which kind it is, in config.json
     name: str
     config: Config  # what it is built with
-    _names: Sequence[str] = ()
+    class_names: Sequence[str] = ()  # of its outputs, if they are known
 
     def set_dropout(self, p: float) -> None:
         """Set the dropout probability inside every block, in place; a network without such dropout has no knob."""
@@ -88,12 +78,12 @@ class Network(nn.Module, PyTorchModelHubMixin):
     @property
     def classes(self) -> Sequence[str]:
         """The names of the outputs, in their order."""
-        return self._names or CLASSES
+        return self.class_names or CLASSES
 
     def name_classes(self, names: Sequence[str]) -> None:
         """Remember what the outputs stand for; raises as `refuse_other_classes`."""
         self.refuse_other_classes(len(names))
-        self._names = tuple(names)
+        self.class_names = tuple(names)
 
     def saved_config(self) -> dict[str, Any]:
         """What config.json holds: what it is built with, and the names of its outputs if they are known."""
@@ -145,7 +135,9 @@ class Network(nn.Module, PyTorchModelHubMixin):
     def without_weights(cls, source: str, hub: Mapping[str, Any] | None = None, **options: Any) -> Self:
         """The network that a config.json tells of, on the `meta` device; raises as `from_pretrained`."""
         config = read_json(Config, _file_of(source, CONFIG, **hub or {}), ModelError)
-        names = names_in(config)
+        labels = config.pop("id2label", {})
+        if labels.keys() != {str(place) for place in range(len(labels))}:
+            raise ModelError("the id2label of a config.json has to name the outputs by their places, from 0")
         kinds: dict[str, Any] = {kind.model_type: kind for kind in Network.__subclasses__()}
         usual = "wide-resnet" if config.keys() & {"depth", "widen_factor"} else "resnet-42"
         kind = kinds.get(config.pop("model_type", usual), kinds[usual])
@@ -153,8 +145,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
             raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
         with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
             model = kind(**config | options)
-        if names is not None:
-            model.name_classes(names)
+        if labels:
+            model.name_classes([labels[str(place)] for place in range(len(labels))])
         return model
 
 

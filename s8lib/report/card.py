@@ -18,11 +18,9 @@ from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.data.pictures import PREPARATION
 from s8lib.metrics import wilson_interval
-from s8lib.models.networks import Config, names_in
-from s8lib.models.weights import CONFIG, ModelError
+from s8lib.models.networks import Network
 from s8lib.run.checkpoint import Epoch, EpochLog
 from s8lib.run.folder import RunFolder
-from s8lib.validation import read_json
 
 BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"
 OF_BEFORE = "trained with s8lib by the recipe"  # in cards without these marks
@@ -113,7 +111,7 @@ def make_card(
         machines=_machines(sessions),
         files=[path.name for path in run.path.iterdir()],
         exports=exports,
-        classes=CLASSES if is_cifar else names_in(read_json(Config, weights / CONFIG, ModelError)) or (),
+        classes=CLASSES if is_cifar else Network.without_weights(str(weights)).class_names,
     )
     return ModelCard(text)
 
