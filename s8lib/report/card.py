@@ -143,11 +143,12 @@ def merged(theirs: str, ours: str, license: str | None = None) -> str:
 
 def _machines(sessions: list[dict[str, Any]]) -> list[tuple[int, str]]:
     """Each change of the machine or its software, from its epoch; a session without one was just a resume."""
-    groups = itertools.groupby(sessions, key=_machine)
+    groups = itertools.groupby(sessions, key=machine_of)
     return [(next(group).get("from_epoch", 1), machine) for machine, group in groups]
 
 
-def _machine(session: dict[str, Any]) -> str:
+def machine_of(session: dict[str, Any]) -> str:
+    """A session's machine and software, in words."""
     words = {"device_name": "{}", "precision": "{}", "ranks": "ranks: {}", "cpu_threads": "CPU threads: {}"}
     words |= {name: f"{name} {{}}" for name in ("torch", "cuda", "cudnn", "driver", "python", "s8lib")}
     parts = [word.format(session[name]) for name, word in words.items() if session.get(name) is not None]

@@ -5,10 +5,10 @@ from pathlib import Path
 from s8lib.machine.progress import Table, tell
 from s8lib.models.networks import Network, load_model
 from s8lib.recipe import Recipe
+from s8lib.report.card import machine_of
 from s8lib.run.checkpoint import EpochLog
 from s8lib.run.folder import RunFolder
 from s8lib.run.save import WEIGHTS
-from s8lib.validation import user_path
 
 
 def read(run: RunFolder) -> tuple[Recipe, EpochLog, Network]:
@@ -67,28 +67,18 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
 
 
-def reference_runs(folder: str | Path | None = None) -> None:
-    """Print what each run in `folder` reached, on which hardware and commit; in a notebook show its curves.
-
-    By default these are the project's own runs, which come with the package.
-    """
+def reference_runs() -> None:
+    """Print what the project's own runs reached, on which hardware and commit; in a notebook show their curves."""
     package = Path(__file__).parents[1]
-    if folder is None:  # a checkout has them beside the package, as people look for them there
-        folder = package / "results" if (package / "results").exists() else package.parent / "results"
-    logs = sorted(user_path(folder).rglob("epoch_log.csv"))
-    if not logs:
-        tell(f"there are no results in {folder}")
-    for path in logs:
+    # A checkout has them beside the package, as people look for them there.
+    folder = package / "results" if (package / "results").exists() else package.parent / "results"
+    for path in sorted(folder.rglob("epoch_log.csv")):
         run, recipe = RunFolder(path.parent), Recipe.load(path.parent / "recipe.json")
-        *_, machine = [{}, *run.sessions()]
-        count = machine.get("cpu_threads", 0) if machine.get("device") == "cpu" else 0
-        threads = f", {count} thread{'s' * (count > 1)}" if count else ""
-        hardware = f"{machine.get('device_name', 'unknown hardware')}{threads}, {machine.get('precision')}"
         commit = str(run.read_json("report.json", default={}).get("commit", "unrecorded"))[:10]
         tell(f"{recipe.name}, {recipe.model}, seed {recipe.seed}")
         tell(f"    {EpochLog.read(path).summary()}".replace("; ", "\n    "))
-        tell(f"    on {hardware}, torch {machine.get('torch')}, commit {commit}")
-    for graph in sorted(user_path(folder).rglob("graph.jpg")):
+        tell(f"    on {machine_of([{}, *run.sessions()][-1])}\n    commit {commit}")
+    for graph in sorted(folder.rglob("graph.jpg")):
         from IPython.display import Image, display
 
         display(Image(graph, width=800))  # of 1600 pixels
