@@ -22,9 +22,8 @@ from PIL import Image
 
 import s8lib as s8
 from s8lib.data.pictures import prepare
-from s8lib.publish.demo import example_images
+from s8lib.publish.demo import RUNTIME, create_space, example_images, write_space
 from s8lib.publish.export import export_onnx
-from s8lib.publish.space import RUNTIME, create_space, write_space
 from tests.browser import fits, requests_of, text_of
 from tests.hub_endpoints import WRITE, Commit, File, Repo
 from tests.hub_runs import GIT, NAME, ROOT
