@@ -100,7 +100,7 @@ def make_card(
         metadata=metadata.to_yaml().strip(),
         wheel=next((hf_hub_url(repo_id, name) for name in beside if name.endswith(".whl")), None),
         with_transformers="preprocessor_config.json" in beside,
-        machines=_machines(sessions),
+        machines=[(next(its).get("from_epoch", 1), what) for what, its in itertools.groupby(sessions, machine_of)],
         files=[path.name for path in run.path.iterdir()],
         classes=CLASSES if is_cifar else Network.without_weights(str(weights)).class_names,
     )
@@ -132,14 +132,8 @@ def merged(theirs: str, ours: str, license: str | None = None) -> str:
     return f"---\n{CardData(**old | new).to_yaml()}\n---\n\n{text.strip()}\n"
 
 
-def _machines(sessions: list[dict[str, Any]]) -> list[tuple[int, str]]:
-    """Each change of the machine or its software, from its epoch; a session without one was just a resume."""
-    groups = itertools.groupby(sessions, key=machine_of)
-    return [(next(group).get("from_epoch", 1), machine) for machine, group in groups]
-
-
 def machine_of(session: dict[str, Any]) -> str:
-    """A session's machine and software, in words."""
+    """A session's machine and software in words: sessions that are alike in them were just resumes."""
     words = {"device_name": "{}", "precision": "{}", "ranks": "ranks: {}", "cpu_threads": "CPU threads: {}"}
     words |= {name: f"{name} {{}}" for name in ("torch", "cuda", "cudnn", "driver", "python", "s8lib")}
     parts = [word.format(session[name]) for name, word in words.items() if session.get(name) is not None]
