@@ -19,7 +19,7 @@ import torch
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, Cifar100
 from s8lib.data.synthetic import SYNTHETIC, choose_data
 from s8lib.machine.progress import Table, tell
-from s8lib.models.networks import Network, build_model, load_model
+from s8lib.models.networks import Network, load_model
 from s8lib.recipe import Recipe
 from s8lib.report.card import make_card
 from s8lib.report.figures import Figure, save
@@ -99,8 +99,7 @@ class Subject:
 
 def numbers(of: Subject) -> dict[str, Any]:
     """What report.json holds: percent, nats, seconds, images/s."""
-    with torch.device("meta"):  # counted, not drawn: weights would take time and random numbers
-        model = build_model(of.recipe.model, of.run.num_classes)
+    model = Network.without_weights(str(of.run.best_weights()[1]))  # to be counted: draws no random numbers
     best = dataclasses.asdict(of.log.best)
     if of.given is None:
         before = of.run.read_json("report.json", default={})
@@ -187,7 +186,7 @@ def write(
 
 
 def write_log(run: RunFolder, log: EpochLog, target: float | None = None) -> dict[str, Path]:
-    """Write only what a log is enough for, graph.jpg and report.json; takes about a second.
+    """Write only what nothing is measured for, graph.jpg and report.json, in about a second; RunError as `write`.
 
     What report.json holds of an earlier measurement of the same best epoch stays in it.
     """

@@ -119,12 +119,6 @@ class RunReader:
         identity = self.manifest().identity
         return identity["data"].get("sha256") if identity else None
 
-    @property
-    def num_classes(self) -> int:
-        """How many classes the network tells apart; a run whose identity is not known is of CIFAR-100."""
-        identity = self.manifest().identity
-        return identity["model"]["num_classes"] if identity else 100
-
     def refuse_other_data(self, data: Cifar100) -> None:
         """Raise RunError if the run was trained on other data."""
         if self.data_fingerprint not in (None, data.fingerprint()):
