@@ -61,7 +61,7 @@ def make_card(
         repo_id: "user/name", where they are published.
         log: by default the run's own.
         exports: the files of other formats that are published beside the weights.
-        beside: the names of what else is: `publish.usable.beside`.
+        beside: the names of what else is: `publish.publisher.beside`.
         license: of the weights, as the Hub calls it; by default "mit".
     Raises:
         RunError: the folder holds no finished epoch, or is damaged.
