@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import CardData, EvalResult, ModelCard, ModelCardData, hf_hub_url
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from s8lib.data.augment import MEAN, SIDE, STD
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
@@ -25,14 +25,11 @@ from s8lib.run.folder import RunFolder
 BEGIN, END = "<!-- s8lib writes from here -->", "<!-- to here: what stands outside is yours, and stays -->"
 OF_BEFORE = "trained with s8lib by the recipe"  # in cards without these marks
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-TEMPLATES.globals.update(begin=BEGIN, end=END, preparation=PREPARATION, side=SIDE, mean=MEAN, std=STD)
+TEMPLATE = Template(
+    Path(__file__).with_name("card.md").read_text(encoding="utf-8"),
+    undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
+TEMPLATE.globals.update(begin=BEGIN, end=END, preparation=PREPARATION, side=SIDE, mean=MEAN, std=STD)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def make_card(
         low, high = wilson_interval(round(row.test_acc * test_images / 100), test_images)
         return f"{low:.2f} to {high:.2f}%"
 
-    text = TEMPLATES.get_template("card.md").render(
+    text = TEMPLATE.render(
         locals(),  # the template knows what has a name in this function
         metadata=metadata.to_yaml().strip(),
         wheel=next((hf_hub_url(repo_id, name) for name in beside if name.endswith(".whl")), None),
