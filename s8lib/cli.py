@@ -77,7 +77,7 @@ def _recipe(options: argparse.Namespace) -> s8.Recipe:
 def _evaluate(options: argparse.Namespace) -> None:
     model = _network(options)  # before the data: it may be missing, and they a download
     data = s8.data_of(s8.RunFolder(options.run), options.data) if options.run else s8.choose_data(options.data)
-    model.refuse_other_classes(len(data.classes))
+    model.name_classes(data.classes)  # ModelError, if these are not as many as it has
     metrics = s8.evaluate(model, data.test, options.device, options.precision, flips=options.flips)
     views = ", each averaged with its mirror image" if options.flips else ""
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}{views}")

@@ -70,19 +70,15 @@ class Network(nn.Module, PyTorchModelHubMixin):
     def start_from(self, images: Tensor) -> None:
         """Set those of the first weights that follow from the training images, [N, 3, 32, 32] and normalised."""
 
-    def refuse_other_classes(self, number: int) -> None:
-        """Raise ModelError unless the network tells `number` classes apart."""
-        if self.config["num_classes"] != number:
-            raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {number}")
-
     @property
     def classes(self) -> Sequence[str]:
         """The names of the outputs, in their order."""
         return self.class_names or CLASSES
 
     def name_classes(self, names: Sequence[str]) -> None:
-        """Remember what the outputs stand for; raises as `refuse_other_classes`."""
-        self.refuse_other_classes(len(names))
+        """Remember what the outputs stand for; ModelError unless there is a name for each."""
+        if self.config["num_classes"] != len(names):
+            raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {len(names)}")
         self.class_names = tuple(names)
 
     def saved_config(self) -> dict[str, Any]:
