@@ -153,16 +153,11 @@ class Checkpoint:
         return len(self.log)
 
     def save(self, path: Path) -> None:
-        """Write it. A disk that refuses is an OSError, as with every other file."""
+        """Write it. What the disk refuses is the context of torch's RuntimeError."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["log"] = [dataclasses.asdict(row) for row in self.log]
-        with open(path, "wb") as file:
-            try:
-                torch.save(values, file)
-            except RuntimeError as error:  # torch's word for what the file refused, which is its context
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from None
-                raise
+        with open(path, "wb") as file:  # torch itself would open it without an OSError to show
+            torch.save(values, file)
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":

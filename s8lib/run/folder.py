@@ -230,8 +230,9 @@ class RunFolder(RunReader):
         try:
             yield
         except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for it, among others
-            free, reason = shutil.disk_usage(self.path).free, " ".join(str(error).split())
-            if free < needed or getattr(error, "errno", None) in saves.FULL:
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error  # the file's own word
+            free, reason = shutil.disk_usage(self.path).free, " ".join(str(cause).split())
+            if free < needed or getattr(cause, "errno", None) in saves.FULL:
                 room = f", {needed / 1e6:.0f} MB needed" if needed else ""
                 reason = f"the disk is full ({free / 1e6:.0f} MB free{room})"
             with contextlib.suppress(OSError, RunError):  # the next start tries again
