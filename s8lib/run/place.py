@@ -22,6 +22,7 @@ class Sending(threading.Thread):
     Attributes:
         folder: where its files lie under their names, and training changes nothing.
         message: what the copy is called.
+        bytes: of what the manifest answers for.
         looked: set when it is seen that the save may come to the place.
         stop: set when nobody waits for it any more.
         moved: bytes that have gone out, as far as the place can tell.
@@ -33,13 +34,9 @@ class Sending(threading.Thread):
         super().__init__(name=f"copy to {place.title}", daemon=True)
         self.place, self.run_path, self.folder, self.manifest = place, run_path, folder, manifest
         self.message, self.moved, self.said = message, 0, ""
+        self.bytes = sum(content.bytes for content in manifest.files.values())
         self.looked, self.stop = threading.Event(), threading.Event()
         self.problem: Exception | None = OSError("the copy broke off")
-
-    @property
-    def bytes(self) -> int:
-        """Of what the manifest answers for."""
-        return sum(content.bytes for content in self.manifest.files.values())
 
     def run(self) -> None:
         try:
