@@ -66,7 +66,7 @@ def make_card(
     """
     log, recipe, sessions = log or run.log(), run.recipe(), run.sessions()
     best_epoch, weights = run.best_weights()
-    best, final = log[best_epoch - 1], log[-1]
+    best = log[best_epoch - 1]
     session, is_cifar = sessions[-1] if sessions else {}, run.data_fingerprint == CIFAR100_FINGERPRINT
     data = "CIFAR-100" if is_cifar else f"other data ({session.get('data', 'unnamed')})"
     test_images = 10_000 if is_cifar else session.get("test_images")
@@ -93,12 +93,21 @@ def make_card(
         return f"{low:.2f} to {high:.2f}%"
 
     text = TEMPLATE.render(
-        locals(),  # the template knows what has a name in this function
         metadata=metadata.to_yaml().strip(),
+        repo_id=repo_id,
         wheel=next((hf_hub_url(repo_id, name) for name in beside if name.endswith(".whl")), None),
         with_transformers="preprocessor_config.json" in beside,
+        recipe=recipe,
+        data=data,
+        is_cifar=is_cifar,
+        test_images=test_images,
+        log=log,
+        best=best,
+        final=log[-1],
+        interval=interval,
         machines=[(next(its).get("from_epoch", 1), what) for what, its in itertools.groupby(sessions, machine_of)],
         files=[path.name for path in run.path.iterdir()],
+        exports=exports,
         classes=CLASSES if is_cifar else Network.without_weights(str(weights)).class_names,
     )
     return ModelCard(text)
