@@ -488,6 +488,7 @@ def test_the_manifest_carries_its_format_and_every_file_of_the_save(tmp_path: Pa
     machine = Machine(tmp_path / "run").until(3)
     text = json.loads((machine.path / "manifest.json").read_text())
     assert text["format"] == FORMAT
+    assert [*text["files"]] == sorted(text["files"]), "the same save is the same text, and no commit on the Hub"
     assert set(text["files"]) == {
         *(f"checkpoints/epoch_{n:03d}.pt" for n in (1, 2, 3)), "best/config.json", "best/model.safetensors", LOG
     }  # fmt: skip

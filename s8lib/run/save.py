@@ -90,7 +90,8 @@ class Manifest:
 
     def seal(self) -> bytes:
         """The text of the file, with a sha256 that tells when a byte of it is missing or changed."""
-        return _sealed({"format": FORMAT, **dataclasses.asdict(self)})
+        files = dict(sorted(self.files.items()))  # so that the same save is the same text
+        return _sealed({"format": FORMAT, **dataclasses.asdict(dataclasses.replace(self, files=files))})
 
     @classmethod
     def unseal(cls, text: bytes) -> "Manifest":
