@@ -62,7 +62,6 @@ POLICIES: dict[str, Policy] = {
     ),
     # what a run of a few epochs can afford: the usual flip and padded crop
     "light": Policy(flip_p=0.5, affine_p=1.0, shift=0.0625, whole_pixels=True),
-    "alternating": Policy(flip_p=0.5, alternating_flips=True, affine_p=1.0, shift=0.0625, whole_pixels=True),
     # each image seen both ways in two epochs (arXiv:2404.00498), and moved by -2 to 2 pixels, all equally likely
     "flip-crop": Policy(flip_p=0.5, alternating_flips=True, affine_p=1.0, shift=2.5 / 32, whole_pixels=True),
     "none": Policy(),

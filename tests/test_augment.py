@@ -162,9 +162,7 @@ def test_policies_are_the_table_of_the_recipe() -> None:
     full = (0.5, False, 0.5, 0.0625, False, 0.10, 15, 0.5, 8, 0.3, 0.2, 0.2, 0.3, 10, 20, 10)
     reduced = (0.5, False, 0.35, 0.05, False, 0.07, 10, 0.35, 6, 0.2, 0.15, 0.15, 0, 0, 0, 0)
     light, flip_crop = ((0.5, crop, 1.0, 2.5 / 32 if crop else 2 / 32, True, *[0] * 11) for crop in (False, True))
-    alternating = (0.5, True, *light[2:])
-    tables = {"full": full, "reduced": reduced, "light": light, "alternating": alternating}
-    tables |= {"flip-crop": flip_crop, "none": (0,) * 16}
+    tables = {"full": full, "reduced": reduced, "light": light, "flip-crop": flip_crop, "none": (0,) * 16}
     assert {name: dataclasses.astuple(policy) for name, policy in aug.POLICIES.items()} == tables
 
 

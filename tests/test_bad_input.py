@@ -146,7 +146,7 @@ RECIPES: list[Row] = [
     *(field("nesterov", value, "must be a valid boolean") for value in (1, "true", None)),
     *(field("model", value, TEXT) for value in (7, None)),
     *(field("augmentation", value, TEXT) for value in (None, ("full", 1))),
-    field("augmentation", ("full", "autoaugment"), "must be of full, reduced, light, alternating, flip-crop"),
+    field("augmentation", ("full", "autoaugment"), "must be of full, reduced, light, flip-crop, none"),
     field("dropout", (0.3,), "has too few values"),
     field("dropout", (0.3, 0.2, 0.1), "should have at most 2 items"),
     *(field("mixup_alpha", value, "must be ") for value in ((0.2, -0.1), (0, 2), 1.01)),
