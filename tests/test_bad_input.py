@@ -258,7 +258,7 @@ COMMANDS: list[Row] = [
     *(setting(f"name={text}", FILE_NAME) for text in ("../../x", NUL, "x" * 300, "", "a/b")),
     *(setting(text, WHOLE) for text in ("seed=1e3", "epochs=1.5", "patience=never", "image_size=32,x")),
     setting("dropout=0.1,0.2,0.3", "at most 2 items"),
-    setting("cycle_epochs=1e-9", "must end within the first cycle"),
+    setting("cycle_epochs=1e-9", "must be at least 0.01"),
     setting("model=../x", FILE_NAME),
 ]
 

@@ -215,16 +215,16 @@ def test_the_publish_command_makes_the_exports_it_is_asked_for_and_keeps_them_wh
 ) -> None:
     pytest.importorskip("onnxscript", reason="exporting needs the extra `export`")
     name = "tester/exported"
-    publish = ["publish", "--run", str(run.path), "--hub-repo", name, "--hub-private", "--license", "cc0-1.0"]
-    for asked in (["--export", "onnx,program"], []):
+    publish = ["publish", "--run", str(run.path), "--hub-repo", name, "--hub-private", "--license"]
+    for asked in (["cc0-1.0", "--export", "onnx,program"], ["cc-by-4.0"], ["cc-by-4.0"]):
         assert cli.main([*publish, *asked]) == 0
     assert hub.endpoints.repos[name].private
-    made, kept = hub.commits(name)
+    made, kept = hub.commits(name)  # where nothing changes, none is made
     for file in ("model.onnx", "model.pt2"):
         assert kept.files[file] == made.files[file]
         assert kept.files[file].content == (run.path / file).read_bytes()
         assert f"`{file}` is " in text_of(kept)
-    assert ModelCard(text_of(kept)).data.license == "cc0-1.0"
+    assert [ModelCard(text_of(one)).data.license for one in (made, kept)] == ["cc0-1.0", "cc-by-4.0"]
 
 
 def test_push_to_hub_says_which_call_to_use(tmp_path: Path) -> None:
