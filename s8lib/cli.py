@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.device = pick_device(options.device)
         options.command(options)
     except (BadInput, s8.RunFault, OSError, ImportError) as error:  # ImportError: an extra, such as gradio
-        if _is_first_rank():  # every rank finds the same error
+        # Every rank finds the same, but for what ended one of them, such as its GPU's memory.
+        if _is_first_rank() or (isinstance(error, s8.RunFault) and error.__cause__):
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, BadInput | ImportError) else FAULT
     except Terminated:
@@ -77,7 +78,10 @@ def _recipe(options: argparse.Namespace) -> s8.Recipe:
 def _evaluate(options: argparse.Namespace) -> None:
     model = _network(options)  # before the data: it may be missing, and they a download
     data = s8.data_of(s8.RunFolder(options.run), options.data) if options.run else s8.choose_data(options.data)
+    trained_on = {*model.class_names}
     model.name_classes(data.classes)  # ModelError, if these are not as many as it has
+    if trained_on and (others := trained_on ^ {*data.classes}):
+        raise s8.ModelError(f"{data.source} has other classes than {model.name} knows, such as {min(others)!r}")
     metrics = s8.evaluate(model, data.test, options.device, options.precision, flips=options.flips)
     views = ", each averaged with its mirror image" if options.flips else ""
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}{views}")

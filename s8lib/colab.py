@@ -251,7 +251,10 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
     from google.colab import errors, runtime
 
     problem = _flush_and_unmount()
-    say(f"Google Drive: {problem}" if problem else "Google Drive: everything is written, and it is unmounted")
+    if run and not run.copies:
+        say(f"{run.path} is on this machine only, which Colab takes back: download what you want to keep")
+    else:
+        say(f"Google Drive: {problem}" if problem else "Google Drive: everything is written, and it is unmounted")
     if not disconnect:
         return
     if problem or not safe:

@@ -43,7 +43,8 @@ def ranks_to_start(recipe: Recipe, device: str | torch.device | None, say: Calla
         return 0  # this is a rank, or a program, which torchrun can start
     if named and not named.isdecimal():
         raise DeviceError(f"{RANKS} = {named!r}: must be the number of ranks to train on, such as 2")
-    all_gpus = torch.cuda.device_count() if device is None or str(device) == "cuda" else 1
+    able = torch.distributed.is_available() and torch.distributed.is_nccl_available()  # not on Windows
+    all_gpus = torch.cuda.device_count() if able and (device is None or str(device) == "cuda") else 1
     ranks = int(named) if named else all_gpus
     if ranks > 1 and recipe.batch_size % ranks:
         say(f"batch_size = {recipe.batch_size}: cannot be shared evenly among {ranks} GPUs, so one trains alone")

@@ -15,7 +15,7 @@ from PIL import Image
 import s8lib as s8
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT, CLASSES
 from s8lib.metrics import wilson_interval
-from s8lib.report.card import Export, make_card
+from s8lib.report.card import BEGIN, END, Export, make_card, merged
 from tests.hub_runs import NAME, in_process
 from tests.local_hub import serve
 from tests.runs import RECIPE, recipe, train
@@ -107,6 +107,13 @@ def test_a_run_under_way_says_how_far_it_is_and_the_next_card_how_much_further(t
     assert make_card(run.run, NAME, run.log).content == make_card(run.run, NAME).content
 
 
+def test_a_run_that_stopped_early_is_not_said_to_go_on(tmp_path: Path) -> None:
+    patient = recipe(epochs=10, phase1_epochs=1, warmup_epochs=0.5, patience=2)
+    text = make_card(Machine(tmp_path, recipe=patient).until(5).run, NAME).text  # epoch 3 was the best
+    assert "recipe `test`, which stopped early, after epoch 5 of 10." in text
+    assert "To train on from these weights" in text
+
+
 def test_what_the_folder_does_not_hold_is_not_shown(tmp_path: Path) -> None:
     run = Machine(tmp_path).until(1).run
     text = make_card(run, NAME).text
@@ -121,15 +128,25 @@ def test_what_the_folder_does_not_hold_is_not_shown(tmp_path: Path) -> None:
     assert "Its logits, by onnxruntime 1.32.0, are within 1.8e-07 of the network's." in text
 
 
-def test_held_out_images_that_chose_the_best_epoch_are_named(run: s8.RunFolder) -> None:
+def test_held_out_images_that_chose_the_best_epoch_are_named(run: s8.RunFolder, tmp_path: Path) -> None:
     held_out = s8.EpochLog(dataclasses.replace(row, holdout_acc=5.0) for row in run.log())
     assert "The best epoch was chosen on held-out training images." in make_card(run, NAME, held_out).text
+    assert "holdout" not in make_card(run, NAME).text
+    folder = Machine(tmp_path).until(1).run
+    manifest = folder.manifest()
+    identity = (manifest.identity or {}) | {"data": {"sha256": CIFAR100_FINGERPRINT, "holdout": 5000}}
+    (folder.path / "manifest.json").write_bytes(dataclasses.replace(manifest, identity=identity).seal())
+    text = make_card(folder, NAME).text
+    assert ", run, holdout=5000)" in text
+    assert "train --recipe recipe.json --holdout 5000`" in text
 
 
 def test_every_machine_that_took_part_is_named_once(run: s8.RunFolder, tmp_path: Path) -> None:
     (session,) = run.sessions()
     elsewhere = session | {"device_name": "Tesla T4", "precision": "fp16", "compile": True}
-    sessions = [session, session | {"from_epoch": 3}, elsewhere | {"from_epoch": 5}]
+    idle = elsewhere | {"device_name": "Xeon"}  # stopped before an epoch was done
+    sessions = [session, session | {"from_epoch": 3}, idle | {"from_epoch": 5}, elsewhere | {"from_epoch": 5}]
+    sessions += [idle | {"from_epoch": 7}]
     folder = Machine(tmp_path).until(6).run
     folder.write_json("environment.json", sessions)
     text = make_card(folder, NAME).text
@@ -139,6 +156,21 @@ def test_every_machine_that_took_part_is_named_once(run: s8.RunFolder, tmp_path:
     assert lines[1].startswith("- from epoch 5: Tesla T4, fp16, ")
     assert lines[1].endswith(", compiled")
     assert "6 epochs took 0.1 minutes" in text  # a second each
+
+
+def test_of_the_card_that_is_there_what_is_theirs_stays_and_what_was_another_runs_goes(
+    run: s8.RunFolder, tmp_path: Path
+) -> None:
+    ours, before = make_card(run, NAME).content, make_card(on_cifar100(Machine(tmp_path).until(1).run), NAME)
+    before.data.tags = [*(before.data.tags or []), "wrn-28-10", "hamsters"]
+    new = ModelCard(merged(f"{before.content}\n\nOf my hamsters.\n", ours))
+    assert new.data.datasets is None
+    assert not {"cifar-100", "wrn-28-10"} & {*(new.data.tags or [])}
+    assert "hamsters" in (new.data.tags or [])
+    assert new.text.strip().endswith("Of my hamsters.")
+    for mark in (BEGIN, END):
+        with pytest.raises(ValueError, match="has lost one of the lines .*: bring it back"):
+            merged(before.content.replace(mark, ""), ours)
 
 
 def test_every_setting_of_the_recipe_is_in_its_table(run: s8.RunFolder) -> None:

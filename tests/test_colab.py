@@ -190,6 +190,7 @@ def test_without_a_drive_a_run_stays_on_this_machine_which_is_said_and_is_not_gi
         Machine(run.path, lines=lines).save(1)
     assert s8.find_run("", kept).path == run.path
     s8.colab.finish(run, disconnect=True, say=lines.append)
+    assert lines[-2].startswith(f"{run.path} is on this machine only")
     assert "this machine is kept" in lines[-1]
     assert not (content / "unassigned").exists()
 

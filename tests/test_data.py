@@ -319,6 +319,8 @@ def test_toronto_follows_the_hub_and_leaves_nothing_when_it_is_cut(
     assert visible(tmp_path) == []
     assert not (tmp_path / ".toronto").exists()
 
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python" / "meta").write_bytes(b"left by a copy that somebody has deleted a file of")
     server.mode = {"hub": "broken", "toronto": "ok"}  # the Hub answers, but its file breaks off again and again
     outcome = loader.load(tmp_path)
     assert outcome.sha256 == list(made.sha256.values())

@@ -39,6 +39,8 @@ def draw(folder: Path, count: int, names: tuple[str, ...] = NAMES) -> None:
         (folder / name / "notes.txt").write_text("no picture")
         (folder / name / "._000.png").write_bytes(b"a Mac's")
         (folder / name / "x.gif").mkdir(exist_ok=True)
+        (folder / name / ".thumbnails").mkdir()
+        Image.new("RGB", (9, 9)).save(folder / name / ".thumbnails" / "small.png")
     (folder / ".ipynb_checkpoints").mkdir(exist_ok=True)
     (folder / "README.md").write_text("where they are from")
 
@@ -128,6 +130,10 @@ def test_one_class_is_not_enough_and_no_folder_is_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere", "nul\0"):
         with pytest.raises(s8.DataError, match="should hold a folder of pictures for each of two or more classes"):
             s8.load_folder(path)
+    draw(tmp_path / "flat" / "train", 2)
+    (tmp_path / "flat" / "test").mkdir()
+    with pytest.raises(s8.DataError, match="test should hold a folder of pictures for each class, as train/ does"):
+        s8.load_folder(tmp_path / "flat")
 
 
 def test_the_model_knows_its_classes_wherever_it_is_loaded(run: Path, pictures: Path) -> None:
@@ -137,6 +143,15 @@ def test_the_model_knows_its_classes_wherever_it_is_loaded(run: Path, pictures: 
     assert guesses[0].name == "sea"
     assert {guess.name for guess in guesses} == {*NAMES}
     assert s8.build_model(MODEL).classes == s8.predict.__globals__["CLASSES"]
+
+
+def test_weights_are_not_measured_on_as_many_classes_of_other_names(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw(tmp_path, 3)
+    (tmp_path / "sea").rename(tmp_path / "lake")
+    assert cli.main(["evaluate", "--model", str(run / "best"), "--data", str(tmp_path)]) == 2
+    assert f"has other classes than {MODEL} knows, such as 'lake'" in capsys.readouterr().err
 
 
 def test_evaluate_and_report_say_nothing_of_superclasses_or_a_hundred_classes(

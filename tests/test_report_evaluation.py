@@ -127,6 +127,13 @@ def test_a_network_without_mistakes_and_one_without_a_class_are_drawn_too(
         ):  # fmt: skip
             picture(found).canvas.draw()
     assert "No mistakes in 400 test images" in texts(report.confident_mistakes(perfect))
+    others = data.test.labels != 0  # of class 0 there is training data only, and every image is taken for it
+    own, split = ("apple", "pear"), data.test.subset(others.nonzero()[:, 0][:6])
+    split = dataclasses.replace(split, labels=torch.ones(6, dtype=torch.int64))
+    split = dataclasses.replace(split, coarse_labels=split.labels)
+    mistaken = report.Evaluation(torch.eye(2)[[0] * 6], split, own, own)
+    shares = report.superclass_confusion(mistaken).axes[0].images[0].get_array()
+    assert np.asarray(shares)[1].tolist() == [100, 0]
     one_wrong = right.clone()
     one_wrong[0] = right[labels != labels[0]][0]
     one = dataclasses.replace(evaluation, logits=one_wrong)

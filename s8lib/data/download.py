@@ -97,7 +97,9 @@ def _from_toronto(folder: Path) -> None:
     socket.setdefaulttimeout(STALLED_AFTER)  # torchvision sets none, and would wait forever
     try:
         CIFAR100(root=partial, download=True)
-        (partial / "cifar-100-python").rename(folder / "cifar-100-python")
+        (folder / "cifar-100-python").mkdir(exist_ok=True)  # which may hold a part of it already
+        for file in (partial / "cifar-100-python").iterdir():
+            os.replace(file, folder / "cifar-100-python" / file.name)
     finally:
         socket.setdefaulttimeout(patience)
         shutil.rmtree(partial, ignore_errors=True)

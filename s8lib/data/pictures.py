@@ -161,7 +161,8 @@ def _read(folder: Path, classes: tuple[str, ...], at_least: int = 1) -> Split:
     from torchvision.datasets.folder import make_dataset  # here: it takes a second to load
 
     def is_picture(file: str) -> bool:
-        return file.lower().endswith(SUFFIXES) and not os.path.basename(file).startswith(".")
+        parts = Path(file).relative_to(folder).parts  # a hidden folder may hold a picture's smaller copies
+        return file.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in parts)
 
     numbers = {name: number for number, name in enumerate(classes)}
     found = make_dataset(str(folder), numbers, is_valid_file=is_picture, allow_empty=True)
@@ -170,6 +171,8 @@ def _read(folder: Path, classes: tuple[str, ...], at_least: int = 1) -> Split:
         if (count := int((labels == numbers[name]).sum())) < at_least:
             what = f"{folder / name} holds {('no picture', 'only one')[count]} (they end in {', '.join(SUFFIXES)})"
             raise DataError(f"{what}: bring {at_least} or more.")
+    if not found:
+        raise DataError(f"{folder} should hold a folder of pictures for each class, as train/ does.")
     with ThreadPoolExecutor() as pool:  # Pillow unpacks without Python's lock
         read = pool.map(lambda file: picture(file, file), [file for file, _ in found])
         images = [image for image, _ in zip(read, progress_bar(range(len(found)), folder.name), strict=True)]

@@ -41,7 +41,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         if chosen.type == "cuda" and chosen.index is None and torch.cuda.is_available():
             local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun's: a GPU for each process of a node
             chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
-        torch.empty(0, device=chosen)
+        torch.ones(1, device=chosen).add_(1).item()  # this torch may have no code for a GPU as old as this one
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {str(device)!r} cannot be used here: {one_line(error)}") from error
     return chosen

@@ -66,7 +66,10 @@ def make_card(
     """
     log, recipe, sessions = log or run.log(), run.recipe(), run.sessions()
     best_epoch, weights = run.best_weights()
-    best = log[best_epoch - 1]
+    best, final = log[best_epoch - 1], log[-1]
+    goes_on = final.epoch < recipe.epochs and not recipe.out_of_patience([row.selection_acc for row in log])
+    after = [*(one.get("from_epoch", len(log)) for one in sessions[1:]), len(log) + 1]
+    trained = [one for one, end in zip(sessions, after, strict=False) if one.get("from_epoch", 0) < end]
     session, is_cifar = sessions[-1] if sessions else {}, run.data_fingerprint == CIFAR100_FINGERPRINT
     data = "CIFAR-100" if is_cifar else f"other data ({session.get('data', 'unnamed')})"
     test_images = 10_000 if is_cifar else session.get("test_images")
@@ -103,9 +106,11 @@ def make_card(
         test_images=test_images,
         log=log,
         best=best,
-        final=log[-1],
+        final=final,
+        goes_on=goes_on,
+        held_out=(run.manifest().identity or {"data": {}})["data"].get("holdout", 0),
         interval=interval,
-        machines=[(next(its).get("from_epoch", 1), what) for what, its in itertools.groupby(sessions, machine_of)],
+        machines=[(next(its).get("from_epoch", 1), what) for what, its in itertools.groupby(trained, machine_of)],
         files=[path.name for path in run.path.iterdir()],
         exports=exports,
         classes=CLASSES if is_cifar else Network.without_weights(str(weights)).class_names,
@@ -127,11 +132,16 @@ def merged(theirs: str, ours: str, license: str | None = None) -> str:
         why = " ".join(str(error).split())
         raise ValueError(f"the metadata at the top of its README.md cannot be read ({why}): repair it") from None
     old, new = there.data.to_dict(), here.data.to_dict()
-    tags = old.get("tags")
-    new["tags"] = list(dict.fromkeys([*new["tags"], *(tags if isinstance(tags, list) else [])]))
+    if old.get("datasets") == ["uoft-cs/cifar100"]:  # ours, of a run that may have been another one's
+        del old["datasets"]
+    tags = old.get("tags") if isinstance(old.get("tags"), list) else []
+    own = [tag for tag in tags if not re.fullmatch(r"cifar-100|wrn-[0-9]+-[0-9]+|resnet-[0-9]+", str(tag))]
+    new["tags"] = list(dict.fromkeys([*new["tags"], *own]))
     new["license"] = license or old.get("license") or new["license"]
     between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
     (part,) = between.findall(here.text)
+    if (BEGIN in there.text) != (END in there.text):
+        raise ValueError(f"its README.md has lost one of the lines {BEGIN} and {END}: bring it back")
     text, found = between.subn(lambda _: part, there.text)
     if not found:
         text = part if OF_BEFORE in there.text else f"{there.text.rstrip()}\n\n{part}"

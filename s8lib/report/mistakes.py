@@ -69,13 +69,15 @@ def evaluation(
 def superclass_confusion(evaluation: Evaluation) -> Figure:
     """Which superclass is taken for which, in percent of the images of the true one (a row)."""
     n = len(evaluation.superclasses)
-    predicted = evaluation.superclass_of[evaluation.predicted]
+    own = evaluation.superclasses == evaluation.classes  # one's own, of which there are no superclasses
+    predicted = evaluation.predicted if own else evaluation.superclass_of[evaluation.predicted]
     known = predicted >= 0  # not a class that the data has no image of
     pairs = n * evaluation.split.coarse_labels[known] + predicted[known]
     counts = pairs.bincount(minlength=n * n).view(n, n).double()
-    shares = 100 * counts / counts.sum(1, keepdim=True)  # nan for a superclass without images
+    images = evaluation.split.coarse_labels.bincount(minlength=n)
+    shares = 100 * counts / images[:, None]  # nan for a superclass without images
     size = min(8.5, 220 / n)  # points
-    kind = "class" if evaluation.superclasses == evaluation.classes else "superclass"  # none of one's own classes
+    kind = "class" if own else "superclass"
     figure = Figure(8.3, f"{evaluation.metrics.superclass_top1:.1f}% of the test images get the right {kind}")
     ax = figure.subplots()
     ax.set_facecolor(GRID)  # a row without images

@@ -125,7 +125,7 @@ def _pages(figure: Figure, log: EpochLog, recipe: Recipe) -> Iterator[None]:
         where = f"epoch {row.epoch} of {recipe.epochs}, phase {row.phase}"
         figure.text(y=0.88, s=where, fontsize=20, weight="bold", **beside)
         knobs = (
-            f"test accuracy {row.test_acc:.2f}%, best so far {row.best_acc:.2f}%\n"
+            f"test accuracy {row.test_acc:.2f}%, best so far {shown.best.test_acc:.2f}%\n"
             f"learning rate {row.lr:.5f}, dropout {row.dropout:g}\n"
             f"MixUp α {row.mixup_alpha:g}, augmentation {row.augmentation}\n"
             f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s for this epoch"

@@ -78,7 +78,7 @@ class EpochLog(list[Epoch]):
         row, best = self[-1], f"{self.best.epoch:<{len(str(epochs))}}"
         return (
             f"epoch {row.epoch:3d}/{epochs}  lr {row.lr:.4f}  train {row.train_loss:.3f} {row.train_acc:6.2f}%  "
-            f"test {row.test_loss:6.3f} {row.test_acc:6.2f}%  best {row.best_acc:6.2f}% @{best}"
+            f"test {row.test_loss:6.3f} {row.test_acc:6.2f}%  best {self.best.test_acc:6.2f}% @{best}"
         )
 
     def summary(self) -> str:
