@@ -68,6 +68,7 @@ def make_card(
     best_epoch, weights = run.best_weights()
     best, final = log[best_epoch - 1], log[-1]
     goes_on = final.epoch < recipe.epochs and not recipe.out_of_patience([row.selection_acc for row in log])
+    # A session that trained no epoch to its end is not named: the next one, or the log, begins where it did.
     after = [*(one.get("from_epoch", len(log)) for one in sessions[1:]), len(log) + 1]
     trained = [one for one, end in zip(sessions, after, strict=False) if one.get("from_epoch", 0) < end]
     session, is_cifar = sessions[-1] if sessions else {}, run.data_fingerprint == CIFAR100_FINGERPRINT
@@ -135,7 +136,7 @@ def merged(theirs: str, ours: str, license: str | None = None) -> str:
     if old.get("datasets") == ["uoft-cs/cifar100"]:  # ours, of a run that may have been another one's
         del old["datasets"]
     tags = old.get("tags") if isinstance(old.get("tags"), list) else []
-    own = [tag for tag in tags if not re.fullmatch(r"cifar-100|wrn-[0-9]+-[0-9]+|resnet-[0-9]+", str(tag))]
+    own = [tag for tag in tags if not re.fullmatch(r"cifar-100|wrn-[0-9]+-[0-9]+|resnet-(11|42)", str(tag))]
     new["tags"] = list(dict.fromkeys([*new["tags"], *own]))
     new["license"] = license or old.get("license") or new["license"]
     between = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
