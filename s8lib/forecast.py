@@ -3,6 +3,7 @@
 import math
 from datetime import datetime, timedelta
 
+from s8lib.presets import QUICK
 from s8lib.recipe import Recipe
 
 LONG = 20 * 60  # seconds, from which on it is worth to say what would be shorter
@@ -10,8 +11,12 @@ LONG = 20 * 60  # seconds, from which on it is worth to say what would be shorte
 
 def seconds_left(recipe: Recipe, done: int, like: int, seconds: float) -> float:
     """What the epochs after `done` take if epoch `like` (from 0) took `seconds`: small images take less."""
-    area = recipe.at(like).image_size ** 2
-    return seconds * sum(recipe.at(epoch).image_size ** 2 for epoch in range(done, recipe.epochs)) / area
+    return seconds * _whole_epochs(recipe, done) / (recipe.at(like).image_size / 32) ** 2
+
+
+def _whole_epochs(recipe: Recipe, done: int) -> float:
+    """How many epochs of 32x32 images the pixels of the epochs after `done` are worth."""
+    return sum((recipe.at(epoch).image_size / 32) ** 2 for epoch in range(done, recipe.epochs))
 
 
 def in_words(seconds: float) -> str:
@@ -30,23 +35,27 @@ def until(seconds: float) -> str:
     return f"until {end:%H:%M}" + (f" in {days} days" if days > 1 else " tomorrow" if days else "")
 
 
-def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: int, device: str) -> str:
+def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: int) -> str:
     """A line for people: how long the epochs after `done` will take, and what would be shorter.
 
     Args:
         step: seconds of a step of the next epoch, without the optimizer's part.
         images: that an epoch trains on; `test_images` are then measured, at a third of the cost of training.
     """
-    left, full = recipe.epochs - done, step * (32 / recipe.at(done).image_size) ** 2
-    seconds = seconds_left(recipe, done, done, step * (images // recipe.batch_size) * 1.1)
-    seconds += left * full * test_images / recipe.batch_size / 3
-    shorter = ""
-    if device == "cpu":
-        epochs = math.floor(left * LONG / seconds)
-        if 0 < epochs < left:
-            shorter = f"; a new run of {epochs} epoch{'s' * (epochs > 1)} would end within 20 min"
-    elif seconds > LONG:
-        shorter = "; the recipe quick shows a result much sooner"
+    full = step / (recipe.at(done).image_size / 32) ** 2
+
+    def duration(recipe: Recipe, done: int = 0) -> float:
+        training = _whole_epochs(recipe, done) * (images // recipe.batch_size) * 1.1
+        return full * (training + (recipe.epochs - done) * test_images / recipe.batch_size / 3)
+
+    seconds, shorter = duration(recipe, done), ""
+    if seconds > LONG and not done:
+        lengths = [n for n in range(1, recipe.epochs) if duration(recipe.stretched(n / recipe.epochs)) <= LONG]
+        if recipe.model != QUICK.model:
+            shorter = "; the recipe quick shows a result much sooner"
+        elif lengths:
+            epochs = f"{lengths[-1]} epoch{'s' * (lengths[-1] > 1)}"
+            shorter = f"; a new run of {epochs} (--epochs {lengths[-1]}) would end within 20 min"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""
     goes_on = f"goes on after epoch {done}: " if done else ""
     return f"{goes_on}about {in_words(seconds)}, {until(seconds)}{shorter}.{again}"

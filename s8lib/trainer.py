@@ -146,7 +146,7 @@ def train(
         test_set, selection_set = data.test.to(device), selection_set and selection_set.to(device)
 
         step = session.try_out(network, model, [ends[0]] * 2, ranks, loss_of)  # of two: the first is slower
-        say(forecast(recipe, len(log), step, len(train_set), len(data.test), device.type))
+        say(forecast(recipe, len(log), step, len(train_set), len(data.test)))
 
         show = partial(watch, log) if watch and ranks.first else lambda: None
         writer = stack.enter_context(Writer(run, show))
