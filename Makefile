@@ -22,12 +22,12 @@ check: .venv/installed
 nbval: .venv/installed
 	rm -rf build/nbval && mkdir -p build/nbval
 	cp -r results $(NOTEBOOKS) build/nbval
-	S8_DATA=synthetic HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:cacheprovider --nbval --nbval-current-env \
+	S8_DATA=synthetic S8_DEVICE=cpu HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:cacheprovider --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 900 $(addprefix build/nbval/,$(NOTEBOOKS))
 
 # Renews the stored outputs; look at what changed before you commit it.
 notebooks: .venv/installed
-	S8_DATA=synthetic $(BIN)/python tools/notebooks.py store $(NOTEBOOKS)
+	S8_DATA=synthetic S8_DEVICE=cpu $(BIN)/python tools/notebooks.py store $(NOTEBOOKS)
 
 # All tests with the oldest versions that pyproject.toml allows. Those know Python 3.11 and 3.12 only: where python3 is
 # a newer one, `make floors PYTHON=python3.11`.

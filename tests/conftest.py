@@ -15,6 +15,8 @@ from tests.browser import start
 from tests.hub_runs import clients_of, until
 from tests.local_hub import LocalHub, client_of, serve
 
+os.environ["S8_DEVICE"] = "cpu"  # the same tests on every machine; those of a GPU name it
+
 
 def _real_root() -> Path | None:
     root = os.environ.get("S8_DATA")

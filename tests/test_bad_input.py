@@ -234,7 +234,7 @@ COMMANDS: list[Row] = [
     *(command("--epochs", number, words=AT_MOST + "100000") for number in ("100001", HUGE)),
     command("--seed", "-1", words="seed = -1: " + AT_LEAST),
     command("--seed", HUGE, words="seed = a huge number: must be less than"),
-    *(command("--holdout", number, words="holdout can take 1 to") for number in ("-5", "2500", HUGE)),
+    *(command("--holdout", number, words="holdout can take 1 to") for number in ("-5", "1600", HUGE)),
     *(
         command("--device", name, words=f"device '{name}' ")
         for name in ("meta", "hpu", "xla", "tpu", "", "cuda:77")

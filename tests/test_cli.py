@@ -215,7 +215,7 @@ def test_a_compiler_that_fails_on_one_rank_is_left_by_all_and_they_end_with_the_
     script = tmp_path / "one_fails.py"
     script.write_text(
         "import hashlib, os, pathlib, torch, s8lib as s8\n"
-        "from tests.runs import small_model, train\n"
+        "from tests.runs import recipe, small_model, train\n"
         "def compile(step, **options):\n"
         "    def compiled(batch):\n"
         "        if os.environ['RANK'] == '1':\n"
@@ -225,7 +225,8 @@ def test_a_compiler_that_fails_on_one_rank_is_left_by_all_and_they_end_with_the_
         "torch.compile = compile\n"
         "model, lines = small_model(seed=0), []\n"
         "data = s8.synthetic_cifar100(0, 200, 100)\n"
-        "train(None, data, model=model, precision='fp32', compile='on', lines=lines)\n"
+        "muon = recipe(optimizer='muon')\n"
+        "train(None, data, model=model, recipe=muon, precision='fp32', compile='on', lines=lines)\n"
         "print(*lines, sep='\\n')\n"
         "state = b''.join(tensor.numpy().tobytes() for tensor in model.state_dict().values())\n"
         "file = pathlib.Path(__file__).with_name('rank' + os.environ['RANK'])\n"

@@ -19,8 +19,16 @@ def test_auto_is_the_recipe_that_the_device_deserves() -> None:
     assert s8.choose_recipe("seed-200", device="cpu") == s8.SEED_200
 
 
+def test_the_environment_can_name_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S8_DEVICE", "meta")
+    with pytest.raises(s8.DeviceError, match="'meta'"):
+        s8.choose_recipe()
+    assert s8.choose_recipe(device="cpu") == s8.QUICK, "what is named here wins"
+
+
 @pytest.mark.gpu
-def test_auto_on_a_gpu_is_the_full_recipe() -> None:
+def test_auto_on_a_gpu_is_the_full_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("S8_DEVICE")
     assert s8.choose_recipe() == s8.SEED_100
 
 

@@ -90,6 +90,16 @@ def test_no_pixel_is_lost_between_the_groups(side: int) -> None:
     assert reaches.all()
 
 
+def test_logits_come_from_the_maximum_and_the_mean_over_the_picture(tiny: s8.Cifar100) -> None:
+    model = started(tiny).eval()
+    x = pixels(tiny)[:20]
+    maps = model.group3(model.group2(model.group1(F.silu(model.whiten(x))))).flatten(2)
+    torch.testing.assert_close(model(x), 0.139 * (maps.max(2).values + maps.mean(2)) @ model.fc.weight.T)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.4}
+    assert not any(norm.weight.requires_grad for norm in norms)
+
+
 @pytest.mark.parametrize("side", [20, 24, 32])
 def test_it_takes_images_of_every_size_that_it_is_trained_with(side: int) -> None:
     assert s8.build_model("resnet-11", 7)(torch.randn(2, 3, side, side)).shape == (2, 7)
@@ -133,6 +143,22 @@ def test_a_step_of_muon_is_orthogonal_and_the_others_are_sgds(tiny: s8.Cifar100)
     values = torch.linalg.svdvals(step.detach().flatten(1) / 0.1)
     assert values.max() < 1.3
     assert values.median() > 0.3
+
+
+def test_muon_goes_along_the_nesterov_momentum_of_its_gradients() -> None:
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2))
+    optimizer = make_optimizer(FAST, nn.ParameterList([weight]), CPU, "fp32")
+    expected, momentum = weight.detach().clone(), torch.zeros(4, 12)
+    for scale in (1, 10, 3):
+        weight.grad = scale * torch.randn_like(weight)
+        momentum = 0.6 * momentum + weight.grad.flatten(1)
+        step = weight.grad.flatten(1) + 0.6 * momentum
+        step /= step.norm()
+        for _ in range(3):
+            step = 3.4445 * step + (-4.7750 * step @ step.T + 2.0315 * step @ step.T @ step @ step.T) @ step
+        expected = 2 * expected / expected.norm() - optimizer.param_groups[0]["lr"] * step.view_as(expected)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 64, 3, 3), (64, 8, 1, 1)])

@@ -38,7 +38,7 @@ def choose_data(where: str | Path | None = None, *, may_stand_in: bool = False, 
                 f"NOTE: {error}\nNOTE: training on the SYNTHETIC stand-in instead. It "
                 "shows that everything works; its accuracy says nothing about CIFAR-100."
             )
-    return synthetic_cifar100(train=2500, test=500)  # `quick` needs a minute or so for these
+    return synthetic_cifar100(train=1600, test=500)  # `quick` needs under two minutes for these
 
 
 def holds_own_pictures(folder: str | Path) -> bool:

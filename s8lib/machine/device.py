@@ -26,11 +26,13 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or the best one here: CUDA, then Apple's MPS, then the CPU.
+    """The device asked for, here or by `S8_DEVICE`, else the best here: CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         DeviceError: for a device that torch does not know or that this machine lacks.
     """
+    if device is None:
+        device = os.environ.get("S8_DEVICE") or None
     if device is None:
         best = torch.accelerator.current_accelerator(check_available=True)
         device = best.type if best is not None and best.type in ("cuda", "mps") else "cpu"
