@@ -5,6 +5,7 @@ The trackers, which are not installed, have stand-ins.
 
 from __future__ import annotations
 
+import ast
 import operator
 import re
 import shlex
@@ -90,3 +91,15 @@ def test_every_name_that_people_are_told_to_call_and_every_link_is_there(page: s
     links = re.findall(r"\]\(([^)#]+)|\b(?:src|href)=\"([^\"#]+)", PAGES[page])
     for link in filter(None, (one or other for one, other in links)):
         assert link.startswith("https://") or (folder / link).exists(), link
+
+
+def test_a_file_imports_from_its_own_row_of_the_house_or_from_below() -> None:
+    rows = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```\n")[1].splitlines()
+    row_of = {word: row for row, line in reversed([*enumerate(rows)]) for word in re.findall(r"\w+", line)}
+    for path in (ROOT / "s8lib").rglob("[!_]*.py"):
+        here = path.relative_to(ROOT / "s8lib").with_suffix("").parts[0]
+        nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+        names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        names += [name.name for node in nodes if isinstance(node, ast.Import) for name in node.names]
+        for name in (name for name in names if name.startswith("s8lib.")):
+            assert row_of[name.split(".")[1]] >= row_of[here], f"{path} imports {name}"
