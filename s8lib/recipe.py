@@ -101,7 +101,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 @pydantic.dataclasses.dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Recipe:
-    """A two-phase training recipe; the defaults are the seed's table.
+    """A two-phase training recipe; the defaults are the commission's table.
 
     Phase 1 (`phase1_epochs`): linear warm-up from `lr_start` to `lr_peak` over `warmup_epochs`, inside the
     first cycle of cosine annealing with warm restarts every `cycle_epochs` (T_0), floor `lr_floor`. Phase 2:

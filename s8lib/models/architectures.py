@@ -95,7 +95,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = _conv3x3(out_channels, out_channels, 1)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.relu = nn.ReLU()  # a module, so that torchsummary counts its output as the seed's figures do
+        self.relu = nn.ReLU()  # a module, so that torchsummary counts its output as the commission's figures do
         self.shortcut = nn.Sequential()
         if in_channels != out_channels or stride != 1:
             self.shortcut = nn.Sequential(

@@ -1,4 +1,4 @@
-"""The networks: WideResNet (arXiv:1605.07146), the ResNet-42 of the seed's architecture section, ResNet-11.
+"""The networks: WideResNet (arXiv:1605.07146), the ResNet-42 of the commission's architecture section, ResNet-11.
 
 What each is built with lies in its `config.json`, its weights in `model.safetensors`; they load strictly.
 """
@@ -174,7 +174,7 @@ class WideResNet(architectures.WideResNet, Network):
 
 
 class ResNet42(architectures.ResNet42, Network):
-    """The seed's documented network: 5+5+5+5 basic blocks at 64-128-256-512, 30,032,292 parameters.
+    """The commission's documented network: 5+5+5+5 basic blocks at 64-128-256-512, 30,032,292 parameters.
 
     Args:
         num_classes: width of the output, [N, num_classes] logits for [N, 3, 32, 32] images.
