@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -58,9 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from s8lib.hub_client import check_repo_id, usable_token  # here: they load the Hub's client
+
     recipe, device = _recipe(options), options.device
+    network = partial(s8.build_model, recipe.model, dropout=recipe.at(0).dropout, seed=recipe.seed)
+    network()  # what is mistyped or missing is told before the data, which may be a download
+    if options.hub_repo is not None and _is_first_rank():
+        check_repo_id(options.hub_repo)
+        usable_token()
     data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
-    model = s8.build_model(recipe.model, len(data.classes), recipe.at(0).dropout, seed=recipe.seed)
+    model = network(len(data.classes))
     run, hub = s8.RunFolder(options.run or Path("runs", run_name(recipe, data))), None
     if _is_first_rank():
         print(f"run folder: {run.path}")
@@ -76,8 +84,10 @@ def _recipe(options: argparse.Namespace) -> s8.Recipe:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    model = _network(options)  # before the data: it may be missing, and they a download
-    data = s8.data_of(s8.RunFolder(options.run), options.data) if options.run else s8.choose_data(options.data)
+    # What may be a download comes last: the data that no option names, or the weights of a repository.
+    named = s8.choose_data(options.data) if options.model and options.data is not None else None
+    model = _network(options)
+    data = named or (s8.data_of(s8.RunFolder(options.run), options.data) if options.run else s8.choose_data())
     trained_on = {*model.class_names}
     model.name_classes(data.classes)  # ModelError, if these are not as many as it has
     if trained_on and (others := trained_on ^ {*data.classes}):
@@ -99,22 +109,26 @@ def _network(options: argparse.Namespace) -> "Network":
 
 
 def _predict(options: argparse.Namespace) -> None:
-    model = _network(options)
-    for picture in options.pictures:
-        (guesses,) = s8.predict(model, picture)
+    from s8lib.data.pictures import prepare  # here: it loads torch
+
+    images = prepare(options.pictures)  # before the weights, which may be a download
+    for picture, guesses in zip(options.pictures, s8.predict(_network(options), images), strict=True):
         names = ", ".join(f"{guess.name.replace('_', ' ')} {guess.probability:.0%}" for guess in guesses)
         print(f"{picture}: {names}")
 
 
 def _export(options: argparse.Namespace) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
-    for export in _exports(_network(options), options.to, options.out):
+    for export in _exports(partial(_network, options), options.to, options.out):
         print(export.path)
 
 
-def _exports(model: "Network", kinds: Sequence[str], folder: Path) -> "Iterator[Export]":
+def _exports(load: "Callable[[], Network]", kinds: Sequence[str], folder: Path) -> "Iterator[Export]":
     from s8lib.publish.export import export_onnx, export_program
 
+    if "onnx" in kinds:
+        s8.publish.need("exporting to ONNX")  # before the weights, which may be a download
+    model = load()
+    folder.mkdir(parents=True, exist_ok=True)
     if "onnx" in kinds:
         yield export_onnx(model, folder / "model.onnx")
     if "program" in kinds:
@@ -124,6 +138,7 @@ def _exports(model: "Network", kinds: Sequence[str], folder: Path) -> "Iterator[
 def _demo(options: argparse.Namespace) -> None:
     from s8lib.publish.demo import build_demo
 
+    s8.publish.need("the demo")  # before the weights, which may be a download
     build_demo(_network(options)).launch(inbrowser=True)
 
 
@@ -151,7 +166,7 @@ def _publish(options: argparse.Namespace) -> None:
     weights = run.best_weights()[1]  # before the Hub is asked: there may be no run
     told = {"private": options.hub_private, "overwrite": options.overwrite, "license": options.license}
     hub = s8.HubPublisher(options.hub_repo, **told)
-    exports = _exports(s8.load_model(weights), options.export, run.path) if options.export else ()
+    exports = _exports(partial(s8.load_model, weights), options.export, run.path) if options.export else ()
     hub.publish(run, [*exports])
 
 

@@ -278,15 +278,53 @@ def test_a_missing_run_or_model_is_told_before_any_data_is_looked_for(
     monkeypatch.setenv("S8_DATA", str(tmp_path / "no data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    nope = str(tmp_path / "nope")
+    nope, picture = str(tmp_path / "nope"), str(tmp_path / "sea.png")
+    example_images()[1].save(picture)
     for line in (
         ["evaluate", "--run", nope], ["evaluate", "--model", nope], ["report", "--run", nope],
-        ["predict", "--run", nope, "x.jpg"], ["publish", "--run", nope, "--hub-repo", "you/x"],
+        ["predict", "--run", nope, picture], ["publish", "--run", nope, "--hub-repo", "you/x"],
     ):  # fmt: skip
         assert cli.main(line) == 2
         told = capsys.readouterr()
         assert f"{nope} is no folder" in told.err
         assert not told.out
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["train", "--model", "vgg-16"], "there is no model 'vgg-16'"),
+        (["train", "--hub-repo", "typo"], "'typo' is no name of a repository"),
+        (["train", "--hub-repo", "you/net"], "publishing needs a token"),
+        (["predict", "--model", "you/net", "tpyo.jpg"], "tpyo.jpg"),
+        (["evaluate", "--model", "you/net", "--data", "nowhere"], "nowhere"),
+        (["export", "--model", "you/net"], "exporting to ONNX needs onnxruntime: pip install"),
+        (["demo", "--model", "you/net"], "the demo needs gradio: pip install gradio"),
+        (["export", "--run", "nope", "--to", "program", "--out", "new"], "nope is no folder"),
+    ],
+)
+def test_what_is_mistyped_or_missing_here_is_told_before_anything_is_downloaded_or_made(
+    line: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def download(*given: object, **options: object) -> None:
+        pytest.fail("a download")
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("S8_DATA", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr("s8lib.models.networks.hf_hub_download", download)
+    monkeypatch.setattr("s8lib.data.cifar100.download_into", download)
+    monkeypatch.setenv("S8_CACHE", str(tmp_path / "cache"))
+    for package in ("onnxruntime", "gradio"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main([*line, "--device", "cpu"] if line[0] in ("train", "evaluate") else line) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_trained_weights_predict_and_are_exported(

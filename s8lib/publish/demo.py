@@ -20,6 +20,7 @@ from s8lib.data.pictures import ImageError
 from s8lib.hub_client import HubError, check_repo_id, hub_errors, usable_token
 from s8lib.inference import predict
 from s8lib.models.networks import Network
+from s8lib.publish import need
 from s8lib.validation import user_path
 
 if TYPE_CHECKING:
@@ -39,10 +40,9 @@ def build_demo(model: Network, classes: Sequence[str] | None = None) -> gradio.B
     Raises:
         ImportError: without gradio.
     """
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise ImportError("the demo needs gradio: pip install gradio") from error
+    need("the demo")
+    import gradio as gr
+
     model.eval()
     classes = classes or model.classes
 

@@ -5,7 +5,6 @@ can forget it, and floats, with which 0..1 and 0..255 get mixed up, are refused 
 """
 
 import copy
-import importlib.util
 import json
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from s8lib.data.augment import SIDE, normalize
+from s8lib.publish import need
 from s8lib.report.card import Export
 from s8lib.run.save import replacing
 from s8lib.validation import BadInput, user_path
@@ -36,11 +36,10 @@ def export_onnx(model: nn.Module, path: str | Path) -> Export:
     It is verified against `model` in ONNX Runtime before it takes its place.
 
     Raises:
-        ExportError: a package is missing, or the file does not compute what `model` does.
+        ImportError: a package is missing.
+        ExportError: the file does not compute what `model` does.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(package) is None:
-            raise ExportError(f"exporting to ONNX needs {package}: pip install onnx onnxscript onnxruntime")
+    need("exporting to ONNX")
     import onnxruntime  # here, as it is an extra
 
     network, path = FromPixels(model), user_path(path)
