@@ -53,8 +53,7 @@ def checks(say: Callable[[str], None] = tell) -> None:
         f"huggingface_hub {version('huggingface_hub')}, s8lib {found['s8lib']}"
     )
     say(f"data: {_data_source()}")
-    token = hf_token(say)
-    if token:
+    if token := hf_token(say):
         say(f"  {owner_of(token)}")
 
 
@@ -62,9 +61,8 @@ def in_colab() -> bool:
     """Whether this is a machine of Colab's."""
     # Kaggle's images are built on Colab's, and have its COLAB_RELEASE_TAG and its google.colab.
     tagged = "COLAB_RELEASE_TAG" in os.environ and "KAGGLE_KERNEL_RUN_TYPE" not in os.environ
-    if not (tagged or Path("/var/colab/hostname").exists()):
-        return False
-    return all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
+    tagged = tagged or Path("/var/colab/hostname").exists()
+    return tagged and all(importlib.util.find_spec(name) for name in ("google", "google.colab"))
 
 
 def hf_token(say: Callable[[str], None] = tell) -> str | None:
@@ -129,14 +127,18 @@ def mount_drive(folder: str = "s8lib", keep: str = "auto", say: Callable[[str], 
     """The folder that keeps runs: on Colab `folder` of My Drive, mounted at /content/drive; elsewhere a local one.
 
     Args:
-        keep: "drive"; "here", on this machine; or "auto", which is Drive if that can be mounted.
+        keep: "drive"; "here", on Colab in /content/runs; or "auto", which is Drive if that can be mounted.
     Raises:
         ColabError: if Drive has to be mounted and cannot, or for a name that is none.
     """
     if not folder.strip() or keep not in ("auto", "drive", "here"):
         raise ColabError(f"{folder!r}, {keep!r}: name a folder such as s8lib-runs, and say auto, drive or here")
     if not in_colab():
+        if keep == "drive":
+            raise ColabError("there is no Google Drive to keep runs on, as this is not Colab: say auto or here")
         say(f"not on Colab: runs are kept on this machine, in the folder {folder}")
+        if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+            say("Kaggle empties it after a session, unless Persistence keeps files; a saved version keeps its own")
         return user_path(folder)
     if Path(folder).is_absolute() or ".." in Path(folder).parts:
         raise ColabError(f"{folder!r} is not the name of a folder in My Drive: use one such as s8lib")
@@ -148,7 +150,7 @@ def mount_drive(folder: str = "s8lib", keep: str = "auto", say: Callable[[str], 
                 raise
             say(str(error))
     say("runs are kept on this machine only: when Colab takes it back, they are gone")
-    return CONTENT / folder
+    return CONTENT / "runs"  # where those on Drive are worked on too: a Drive that comes later gets them
 
 
 def _mounted(folder: str) -> Path:
@@ -244,26 +246,25 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
     Args:
         disconnect: also give the machine back, unless something is on its disk only.
     """
-    safe = run is None or (run.sync() and bool(run.copies))  # without copies, this machine has the only one
+    on_drive = run is None or any(isinstance(copies.place, DriveFolder) for copies in run.copies)
+    safe = (run is None or run.sync()) and on_drive  # the Hub does not get everything
     if not in_colab():
         say("not on Colab: nothing to unmount")
         return
     from google.colab import errors, runtime
 
     problem = _flush_and_unmount()
-    if run and not run.copies:
-        say(f"{run.path} is on this machine only, which Colab takes back: download what you want to keep")
+    if run and not on_drive:
+        say(f"{run.path} is on no Drive, and Colab takes this machine back: download what you want to keep")
     else:
         say(f"Google Drive: {problem}" if problem else "Google Drive: everything is written, and it is unmounted")
-    if not disconnect:
-        return
-    if problem or not safe:
+    if disconnect and (problem or not safe):
         say("this machine is kept, since not everything is known to be elsewhere: run this cell again")
-        return
-    try:
-        runtime.unassign()
-    except (errors.Error, OSError) as error:
-        say(f"the machine is not given back ({one_line(error)}): Runtime > Disconnect and delete runtime does it")
+    elif disconnect:
+        try:
+            runtime.unassign()
+        except (errors.Error, OSError) as error:
+            say(f"it is not given back ({one_line(error)}): Runtime > Disconnect and delete runtime does it")
 
 
 def _flush_and_unmount() -> str:

@@ -16,7 +16,9 @@ import torch
 import s8lib as s8
 from s8lib import colab
 from s8lib.machine.device import pick_device, pick_precision
+from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
+from s8lib.run.hub import HubRepo
 from tests.hub_endpoints import READ, WRITE
 from tests.local_hub import serve
 from tests.saves import Machine, contents
@@ -185,13 +187,46 @@ def test_without_a_drive_a_run_stays_on_this_machine_which_is_said_and_is_not_gi
     assert lines[-1] == "runs are kept on this machine only: when Colab takes it back, they are gone"
     assert ("Google Drive cannot be used" in lines[0]) == (failing != "here")
     run = s8.colab.run_folder(kept, "quick", lines.append)
-    assert (run.path, run.copies) == (content / "s8lib-runs" / "quick", [])
+    assert (run.path, run.copies) == (content / "runs" / "quick", [])
     with run.lock():
         Machine(run.path, lines=lines).save(1)
     assert s8.find_run("", kept).path == run.path
     s8.colab.finish(run, disconnect=True, say=lines.append)
-    assert lines[-2].startswith(f"{run.path} is on this machine only")
+    assert lines[-2].startswith(f"{run.path} is on no Drive, and Colab takes this machine back")
     assert "this machine is kept" in lines[-1]
+    assert not (content / "unassigned").exists()
+
+
+def test_a_run_goes_on_when_drive_is_granted_only_later_and_when_it_is_given_up(
+    content: Path, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import google.colab  # noqa: F401  (the fake moves /content)
+
+    for epoch, keep in enumerate(("auto", "auto", "here", "drive"), 1):
+        monkeypatch.setenv("FAKE_COLAB_MOUNT", "refused" if epoch == 1 else "")
+        run = s8.colab.run_folder(s8.colab.mount_drive("s8lib-runs", keep, lines.append), "quick", lines.append)
+        with run.lock():
+            assert run.fetch() == epoch - 1
+            machine = Machine(run.path, run.copies, lines=lines)
+            machine.save(*range(1, epoch + 1))
+        there = RunFolder(tmp_path / "cloud" / "s8lib-runs" / "quick").manifest().epoch
+        assert there == (0, 2, 2, 4)[epoch - 1]
+
+
+def test_a_run_that_only_the_hub_has_keeps_the_machine_and_nobody_speaks_of_a_drive(
+    content: Path, lines: list[str]
+) -> None:
+    class OnTheHub(Copies):
+        def finish(self, run: RunFolder) -> bool:
+            return True
+
+    run = s8.colab.run_folder(s8.colab.mount_drive(keep="here"), "quick", lines.append)
+    with run.lock():
+        Machine(run.path, lines=lines).save(1)
+    run.copies.append(OnTheHub(HubRepo("you/quick", WRITE)))
+    s8.colab.finish(run, disconnect=True, say=lines.append)
+    assert lines[-2].startswith(f"{run.path} is on no Drive")
+    assert "this machine is kept" in lines[-1], "the pictures are on its disk only"
     assert not (content / "unassigned").exists()
 
 
@@ -201,6 +236,17 @@ def test_elsewhere_runs_are_kept_in_a_local_folder(lines: list[str]) -> None:
     run = s8.colab.run_folder("runs", "quick", lines.append)
     assert run.path == Path("runs", "quick")
     assert run.copies == []
+
+
+def test_elsewhere_drive_cannot_be_insisted_on_and_kaggle_is_said_to_forget(
+    lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(colab.ColabError, match="no Google Drive to keep runs on, as this is not Colab"):
+        s8.colab.mount_drive("runs", "drive", lines.append)
+    assert lines == []
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert s8.colab.mount_drive("runs", say=lines.append) == Path("runs")
+    assert lines[-1].startswith("Kaggle empties it after a session")
 
 
 def test_on_colab_a_run_trains_on_the_machine_and_is_kept_on_drive(
