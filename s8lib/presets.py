@@ -63,7 +63,6 @@ def choose_recipe(
 
 def run_name(recipe: Recipe, data: "Cifar100") -> str:
     """The name of a run's folder: the same for the same recipe, network, kind of data and seed."""
-    # CIFAR-100 is `cifar-100-python in ...`, other data `synthetic, seed 0` or `flowers, 3 classes in ...`.
-    name, comma, _ = data.source.partition(" in ")[0].partition(",")
+    name, comma, _ = data.name.partition(",")  # such as `synthetic, seed 0`; CIFAR-100's is without a comma
     kind = "-" + re.sub(r"[^\w.-]+", "-", name)[:60] if comma else ""
     return f"{recipe.name}-{recipe.model}{kind}-seed{recipe.seed}"

@@ -138,8 +138,7 @@ def train(
             tell_what_differs(saved.arithmetic, used, say)
         if run:
             settings = {"precision": precision, "compile": loss_of is not eager, "deterministic": deterministic}
-            source = data.source.partition(" in ")[0]  # without its folder: this gets published
-            settings |= {"ranks": ranks.world, "data": source, "test_images": len(data.test)}
+            settings |= {"ranks": ranks.world, "data": data.name, "test_images": len(data.test)}
             run.begin_session(recipe, settings | environment(device))
         say(f"{recipe.name}, {model.name}, {len(train_set):,} training images: {data.source}")
         say(f"on {device.type} in {precision}; best is chosen on {selector(bool(holdout))}")

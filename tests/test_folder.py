@@ -75,6 +75,20 @@ def test_a_folder_is_a_class_and_a_picture_is_what_predict_sees(pictures: Path) 
     assert s8.run_name(s8.QUICK, data) == "quick-resnet-11-field-trip-seed0"
 
 
+@pytest.mark.parametrize("name", ["birds in flight", "made in C, in 2026"])
+def test_a_folder_of_any_name_names_run_and_card(tmp_path: Path, name: str) -> None:
+    draw(tmp_path / name, 3)
+    data = s8.choose_data(tmp_path / name)
+    first = re.sub("[ ]", "-", name.partition(",")[0])
+    assert s8.run_name(s8.QUICK, data) == f"quick-resnet-11-{first}-seed0"
+    assert data.name.startswith(f"{name}, 3 classes")
+    assert data.source == f"{data.name} in {tmp_path}"
+    run = tmp_path / "run"
+    recipe = s8.choose_recipe("quick", model=MODEL, epochs=1).with_settings({"batch_size": 3, "image_size": 8})
+    s8.train(recipe, s8.build_model(MODEL, 3), data, run, device="cpu", say=str)
+    assert s8.RunFolder(run).sessions()[-1]["data"] == data.name, "without the folder that it lies in"
+
+
 def test_without_a_test_folder_a_sixth_of_each_class_is_held_back_by_seed(tmp_path: Path) -> None:
     draw(tmp_path / "pets", 13)
     for extra in range(6):

@@ -100,9 +100,9 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Cifar100:
-    """Both splits, the names of the 100 classes and 20 superclasses, and where the data came from.
+    """Both splits, the names of the 100 classes and 20 superclasses, what the data are called and where they lie.
 
-    Data of `load_folder` have classes of their own, each of which is its own superclass.
+    Data of `load_folder` have classes of their own, each of which is its own superclass. The `name` is published.
 
     Raises DataError for a label that has no name.
     """
@@ -111,7 +111,8 @@ class Cifar100:
     test: Split
     classes: tuple[str, ...]
     superclasses: tuple[str, ...]
-    source: str
+    name: str
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         for part, split in (("train", self.train), ("test", self.test)):
@@ -121,6 +122,11 @@ class Cifar100:
                     raise DataError(
                         f"{part}.{name} go from {low} to {high}: {len(names)} names need 0 to {len(names) - 1}."
                     )
+
+    @property
+    def source(self) -> str:
+        """Name and folder, for whoever sits at this machine."""
+        return f"{self.name} in {self.folder}" if self.folder else self.name
 
     def fingerprint(self) -> str:
         """sha256 hex over every image, label and class name: a resumed run refuses data with another one."""
@@ -155,8 +161,8 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     if missing:
         raise DataError(f"{missing[0]} is missing beside the other files: bring a complete copy of CIFAR-100.")
     train, test = (_read(files[name], MD5[name], SHA256[name]) for name in ("train", "test"))
-    source = f"{'parquet files' if files['test'].suffix else 'cifar-100-python'} in {files['test'].parent}"
-    return Cifar100(train, test, CLASSES, SUPERCLASSES, source)
+    name = "parquet files" if files["test"].suffix else "cifar-100-python"
+    return Cifar100(train, test, CLASSES, SUPERCLASSES, name, files["test"].parent)
 
 
 def at_hand() -> bool:

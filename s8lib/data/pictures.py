@@ -116,7 +116,7 @@ def _pixels(item: Any) -> np.ndarray:
 def load_folder(path: str | os.PathLike[str], seed: int = 0) -> Cifar100:
     """The pictures in `path`, one folder a class: `train/<class>/...` and `test/<class>/...`.
 
-    Without `test/`, a sixth of each class, chosen by `seed`, is the test set, and `source` says so; `path` may
+    Without `test/`, a sixth of each class, chosen by `seed`, is the test set, and `name` says so; `path` may
     then hold the classes itself. Classes are in alphabetical order, and each is its own superclass. Every picture
     is prepared as `predict` prepares it; hidden files, and those without the ending of a picture, are left out.
 
@@ -135,7 +135,7 @@ def load_folder(path: str | os.PathLike[str], seed: int = 0) -> Cifar100:
         raise DataError(f"{train} holds a class named {odd[0]!r}: give it a name that can be printed.")
     if unknown := sorted({*class_folders(test)} - {*classes}) if tested else []:
         raise DataError(f"{test} holds a class that {train} does not have: {unknown[0]!r}.")
-    train_set, source = _read(train, classes, 1 if tested else 2), f"{folder.name}, {len(classes)} classes"
+    train_set, name = _read(train, classes, 1 if tested else 2), f"{folder.name}, {len(classes)} classes"
     if tested:
         test_set = _read(test, classes)
     else:
@@ -144,8 +144,8 @@ def load_folder(path: str | os.PathLike[str], seed: int = 0) -> Cifar100:
         for own in ((train_set.labels == label).nonzero()[:, 0] for label in range(len(classes))):
             held[own[torch.randperm(len(own), generator=generator)[: max(1, len(own) // HELD)]]] = True
         train_set, test_set = (train_set.subset(which.nonzero()[:, 0]) for which in (~held, held))
-        source += f", a sixth of each held back as test images by seed {seed}"
-    return Cifar100(train_set, test_set, classes, classes, f"{source} in {folder.parent}")
+        name += f", a sixth of each held back as test images by seed {seed}"
+    return Cifar100(train_set, test_set, classes, classes, name, folder.parent)
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def synthetic_cifar100(seed: int = 0, train: int = 5000, test: int = 1000) -> Ci
         test=test_split,
         classes=tuple(f"synthetic {c:02d}" for c in range(CLASSES)),
         superclasses=tuple(f"synthetic superclass {s:02d}" for s in range(SUPERCLASSES)),
-        source=f"{SYNTHETIC}, seed {seed}",
+        name=f"{SYNTHETIC}, seed {seed}",
     )
 
 
