@@ -13,7 +13,6 @@ from PIL import Image
 import s8lib as s8
 from s8lib import cli
 from s8lib.machine.progress import Table
-from s8lib.models.weights import save_model
 from s8lib.report import contents, epoch_table, overview, schedule_table
 from tests.runs import RECIPE, finish, small_model, train
 
@@ -81,15 +80,15 @@ def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
-    for folder in (home / "best", elsewhere):
-        folder.mkdir(parents=True)
+    for folder in (home, elsewhere):
+        folder.mkdir()
     (home / "run").symlink_to(run)
-    save_model(small_model(), home / "best")
     RECIPE.save(home / "recipe.json")
     Image.new("RGB", (40, 40)).save(home / "picture.png")
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("HOME", str(home))
     assert s8.RunFolder("~/run").log()
+    small_model().save_pretrained("~/best")
     s8.predict(s8.load_model("~/best"), "~/picture.png")
     s8.WideResNet.from_pretrained("~/best")
     s8.Recipe.load("~/recipe.json").save("~/again.json")

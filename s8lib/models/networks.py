@@ -89,6 +89,10 @@ class Network(nn.Module, PyTorchModelHubMixin):
         places = {name: place for place, name in enumerate(names)}
         return config | {"id2label": {str(place): name for name, place in places.items()}, "label2id": places}
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write config.json, model.safetensors and a card without a figure into a folder."""
+        return super().save_pretrained(user_path(save_directory), **options)
+
     def _save_pretrained(self, save_directory: Path) -> None:
         save_model(self, save_directory)
 
