@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from importlib import metadata
@@ -44,13 +45,18 @@ def test_a_badge_opens_the_notebook_of_the_project_on_github_and_goes_with_it() 
 
 
 def test_storing_the_notebook_of_a_project_on_github_writes_its_badge_and_address_and_keeps_the_extras() -> None:
-    title = nbformat.v4.new_markdown_cell("# Title")
+    title = nbformat.v4.new_markdown_cell("# Title\n\nThe notebook `y_1.ipynb` publishes it.")
     cell = nbformat.v4.new_code_cell('# @title Install, of before\nEXTRAS = "[demo]"')
-    notebooks.dress(nbformat.v4.new_notebook(cells=[title, cell]), "x.ipynb", "someone/s8lib.fork")
-    page = "https://colab.research.google.com/github/someone/s8lib.fork/blob/main/x.ipynb"
-    assert title.source.endswith(f"({page})\n\n# Title")
+    notebook = nbformat.v4.new_notebook(cells=[title, cell])
+    page = "https://colab.research.google.com/github/someone/s8lib.fork/blob/main"
+    for _ in range(2):
+        notebooks.dress(notebook, "x.ipynb", "someone/s8lib.fork")
+        said = f"({page}/x.ipynb)\n\n# Title\n\nThe notebook [`y_1.ipynb`]({page}/y_1.ipynb) publishes it."
+        assert title.source.endswith(said)
     expected = CELL.rstrip().replace('EXTRAS = ""', 'EXTRAS = "[demo]"')
     assert cell.source == expected.replace('ADDRESS = ""', f'ADDRESS = "git+{REPO}"')
+    notebooks.dress(notebook, "x.ipynb", "")
+    assert title.source == "# Title\n\nThe notebook `y_1.ipynb` publishes it."
 
 
 @pytest.fixture
@@ -143,7 +149,19 @@ def test_a_copy_without_a_badge_looks_on_drive(
     assert (copy / "s8lib" / "hub_client.py").exists()
 
 
-@pytest.mark.parametrize("where", ["here", ".", "input/a-dataset"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "here",
+        ".",
+        "input/a-dataset",
+        "input/datasets/someone/a-dataset",
+        "input/datasets/someone/a-dataset/s8lib-main",
+        "input/notebooks/someone/a-notebook",
+        "content/drive/MyDrive/a copy",
+        "content/drive/MyDrive/Colab Notebooks/a copy",
+    ],
+)
 def test_a_checkout_at_hand_is_copied_and_built_and_stays_as_it_was(
     tmp_path: Path, asked: list[list[str]], where: str
 ) -> None:
@@ -156,6 +174,64 @@ def test_a_checkout_at_hand_is_copied_and_built_and_stays_as_it_was(
     os.chmod(tmp_path / where, 0o755)
     copy = Path(asked[0][-1].removeprefix("s8lib @ file://"))
     assert [path.name for path in copy.iterdir() if path.name != "here"] == ["s8lib"]
+
+
+def test_a_typed_folder_may_begin_with_a_tilde(
+    tmp_path: Path, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "net" / "s8lib").mkdir(parents=True)
+    (tmp_path / "home" / "net" / "s8lib" / "hub_client.py").touch()
+    run_cell(tmp_path, "~/net")
+    assert asked[0][-1].startswith("s8lib @ file://")
+
+
+@pytest.mark.parametrize("mount", ["refused", "unsupported", "timeout", "empty"])
+@pytest.mark.parametrize("address", ["", "/content/drive/MyDrive/a copy"])
+def test_a_drive_that_cannot_be_looked_into_leaves_the_field_in_a_sentence(
+    tmp_path: Path,
+    content: Path,  # noqa: F811
+    asked: list[list[str]],
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    mount: str,
+    address: str,
+) -> None:
+    from google.colab import _message, drive
+
+    opened.append("fileId=1a2b3c")
+    monkeypatch.setenv("FAKE_COLAB_MOUNT", mount)
+    if mount == "empty":
+        monkeypatch.setattr(drive, "mount", lambda folder: (content / "drive").mkdir(exist_ok=True))
+
+    def refused(*_: object, **__: object) -> None:
+        raise _message.MessageError("Error: this front end does not tell")
+
+    monkeypatch.setattr(_message, "blocking_request", refused)
+    with pytest.raises(ValueError, match="say in ADDRESS where your copy of s8lib is"):
+        run_cell(tmp_path, address)
+    assert asked == []
+
+
+def test_what_a_build_left_in_the_folder_is_no_installation(
+    tmp_path: Path, asked: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    for name in ("s8lib", "s8lib.egg-info"):
+        (here / name).mkdir()
+    (here / "s8lib" / "hub_client.py").touch()
+    (here / "s8lib.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: s8lib\nVersion: 0.1.0\n")
+    find = metadata.Distribution.discover
+    monkeypatch.setattr(
+        metadata, "distributions", lambda name: find(name=name, path=[str(here)] if name == "s8lib" else sys.path)
+    )
+    run_cell(tmp_path)
+    assert asked[0][-1].startswith("s8lib @ file://")
+    (here / "s8lib.egg-info").rename(here / "s8lib-0.1.0.dist-info")
+    (here / "s8lib-0.1.0.dist-info" / "METADATA").write_text("Name: s8lib\n")
+    (here / "s8lib-0.1.0.dist-info" / "RECORD").write_text("s8lib/hub_client.py,,\n")
+    run_cell(tmp_path)
+    assert len(asked) == 1
 
 
 def test_elsewhere_the_field_is_taken_and_missed_in_a_sentence(tmp_path: Path, asked: list[list[str]]) -> None:

@@ -76,7 +76,7 @@ def main() -> None:
         base = Path(temporary)
         for name in ("content", "My Drive", "working", "input", "jupyter"):
             (base / name).mkdir()
-        checkout = base / "input" / "s8lib"
+        checkout = base / "input" / "datasets" / "founders" / "a-copy" / "s8lib"
         subprocess.run(["git", "clone", "--quiet", ROOT, checkout], check=True)
         subprocess.run(["git", "clone", "--quiet", ROOT, base / "jupyter" / "s8lib"], check=True)
         (base / "secrets").mkdir()

@@ -17,6 +17,7 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).resolve().parents[1]
 GITHUB = r"(?:https://|git@|ssh://git@)github\.com[:/]([\w.-]+/[\w.-]+?)(?:\.git)?/?"
+COLAB = "https://colab.research.google.com"
 EXECUTED = ROOT / "s8lib-runs"  # where the notebook keeps its runs
 
 
@@ -64,17 +65,24 @@ def store(notebooks: list[Path]) -> None:
 def with_badge(text: str, name: str, repo: str) -> str:
     """`text` below a badge that opens the notebook `name` of `repo`, if that is on GitHub, on Colab."""
     text = re.sub(r"^\[!\[Open in Colab.*\n\n", "", text)
-    colab = "https://colab.research.google.com"
-    badge = f"[![Open in Colab]({colab}/assets/colab-badge.svg)]({colab}/github/{repo}/blob/main/{name})"
+    badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{repo}/blob/main/{name})"
     return f"{badge}\n\n{text}" if repo else text
 
 
+def with_links(text: str, repo: str) -> str:
+    """`text` in which each mention of a notebook opens that one of `repo`, if that is on GitHub, on Colab."""
+    text = re.sub(r"\[(`\w+\.ipynb`)\]\([^)]*\)", r"\1", text)
+    return re.sub(r"`(\w+\.ipynb)`", rf"[\g<0>]({COLAB}/github/{repo}/blob/main/\1)", text) if repo else text
+
+
 def dress(content: nbformat.NotebookNode, name: str, repo: str) -> None:
-    """Give a notebook the cell that installs, with the address of `repo` on GitHub, and its badge."""
+    """Give a notebook the cell that installs, with the address of `repo` on GitHub, its badge and links."""
     (cell,) = (cell for cell in content.cells if cell.source.startswith("# @title Install"))
     extras = re.search(r"^EXTRAS = .*", cell.source, re.MULTILINE)
     cell.source = (ROOT / "tools" / "install_cell.py").read_text(encoding="utf-8").rstrip()
     cell.source = cell.source.replace('EXTRAS = ""', extras[0] if extras else 'EXTRAS = ""')
+    for text in (cell for cell in content.cells if cell.cell_type == "markdown"):
+        text.source = with_links(text.source, repo)
     content.cells[0].source = with_badge(content.cells[0].source, name, repo)
     if repo:
         cell.source = cell.source.replace('ADDRESS = ""', f'ADDRESS = "git+https://github.com/{repo}"')
