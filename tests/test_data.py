@@ -389,6 +389,13 @@ def test_a_label_without_a_name_is_refused(tiny: Cifar100, part: str, name: str,
             dataclasses.replace(tiny, **{part: dataclasses.replace(split, **{name: labels})})
 
 
+@pytest.mark.parametrize("names", [("x",) * 100, tuple(range(100))])
+@pytest.mark.parametrize("kind", ["classes", "superclasses"])
+def test_names_of_classes_are_text_and_all_different(tiny: Cifar100, kind: str, names: tuple[Any, ...]) -> None:
+    with pytest.raises(DataError, match=r"names that are text and all different"):
+        dataclasses.replace(tiny, **{kind: names})
+
+
 def test_the_pinned_fingerprint_is_that_of_the_data_that_loading_insists_on(
     tiny: Cifar100, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,7 +104,7 @@ class Cifar100:
 
     Data of `load_folder` have classes of their own, each of which is its own superclass. The `name` is published.
 
-    Raises DataError for a label that has no name.
+    Raises DataError for a label that has no name, or names that are no text or not all different.
     """
 
     train: Split
@@ -115,6 +115,9 @@ class Cifar100:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
+        for names in (self.classes, self.superclasses):
+            if len({*names}) < len(names) or not all(isinstance(name, str) for name in names):
+                raise DataError("classes and superclasses need names that are text and all different.")
         for part, split in (("train", self.train), ("test", self.test)):
             for name, names in (("labels", self.classes), ("coarse_labels", self.superclasses)):
                 low, high = (int(end) for end in getattr(split, name).aminmax())
