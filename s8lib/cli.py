@@ -93,7 +93,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if trained_on and (others := trained_on ^ {*data.classes}):
         raise s8.ModelError(f"{data.source} has other classes than {model.name} knows, such as {min(others)!r}")
     metrics = s8.evaluate(model, data.test, options.device, options.precision, flips=options.flips)
-    views = ", each averaged with its mirror image" if options.flips else ""
+    views = ", each averaged with its mirror image, which adds about a point" if options.flips else ""
     print(f"{model.name} on the {metrics.n:,} test images of {data.source}{views}")
     print(metrics.table(data.classes))
 
@@ -219,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
         help="CIFAR-100's folder, or train/CLASS/ and test/CLASS/ of your own; "
         "default $S8_DATA, the cache, or a download",
     )
-    add("--device", help="such as cuda, cuda:1, mps, cpu; default the best here")
+    add("--device", help="such as cuda, cuda:1, mps, cpu; default $S8_DEVICE, or the best here")
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
     add = weights.add_mutually_exclusive_group(required=True).add_argument
     add("--run", type=_named, metavar="DIR", help="a run's folder: its best weights")
