@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # An epoch's line is there when the epoch is, in a file too, and no letter of a name ends a run.
         sys.stdout.reconfigure(line_buffering=True, errors="replace")
     options = _parser().parse_args(arguments if arguments or sys.argv[1:] else ["--help"])
-    if "torch" not in sys.modules and not any(n.startswith(("OMP_WAIT", "GOMP_", "KMP_")) for n in os.environ):
+    own = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys()
+    if "torch" not in sys.modules and not own:
         # Threads that wait for each other sleep: spinning, they starve beside any other busy process.
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     signal.signal(signal.SIGTERM, _terminate)

@@ -70,6 +70,8 @@ def restore(
         if saved.scaler:  # empty after bf16 or fp32, where nothing is scaled
             scaler.load_state_dict(saved.scaler)
         load_strictly(model, saved.model, "the checkpoint", assign=False)
+    except torch.OutOfMemoryError:  # says nothing against the checkpoint
+        raise
     except (ModelError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         where = f" in {run.path}" if run else ""
         raise RunError(f"the newest checkpoint{where} does not fit ({error}): use another run folder") from error
@@ -142,15 +144,23 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             RunFault: it could not be made, or another process has taken the run over.
         """
         if self.run and self._save:
+            concurrent.futures.wait([self._save])  # Ctrl-C in here leaves the save to __exit__
             save, self._save = self._save, None
             save.result()
             self.run.copy()
             self.then()
 
-    def how_to_go_on(self) -> str:
-        """What `folder.how_to_go_on` says once the save under way has ended, however it has."""
+    def how_to_go_on(self, ranks: Ranks) -> str:
+        """What `folder.how_to_go_on` says once the save under way has ended, however it has; all ranks ask."""
         concurrent.futures.wait([self._save] if self._save else [])
-        return how_to_go_on(self.run)
+        return str(ranks.share(how_to_go_on(self.run)))  # only rank 0 has the run, and a save to wait for
+
+
+def show(watch: Callable[[EpochLog], object], log: EpochLog, model: nn.Module, device: torch.device) -> None:
+    """Call `watch` with `log`, between two steps of an epoch perhaps, which is none the worse for it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        watch(log)
+    model.train()
 
 
 class NonFiniteLoss(RunFault):
@@ -163,12 +173,12 @@ def check_health(losses: Tensor, scale: float, epoch: int, ranks: Ranks, writer:
     if not finite.all():
         raise NonFiniteLoss(
             f"the loss is infinite or NaN in epoch {epoch + 1}, step {int(finite.int().argmin()) + 1}; "
-            f"{writer.how_to_go_on()}. A lower lr_peak or a longer warm-up, in a new run folder, usually helps"
+            f"{writer.how_to_go_on(ranks)}. A lower lr_peak or a longer warm-up, in a new run folder, may help"
         )
     if scale < 1:  # it starts at 65,536, and every step that is skipped halves it
         raise RunFault(
-            f"fp16 does not hold the gradients of epoch {epoch + 1} and skips its steps; {writer.how_to_go_on()}. "
-            "Go on in bf16 or fp32, or take a lower lr_peak in a new run folder"
+            f"fp16 does not hold the gradients of epoch {epoch + 1} and skips steps; {writer.how_to_go_on(ranks)}"
+            ". Go on in bf16 or fp32, or take a lower lr_peak in a new run folder"
         )
 
 

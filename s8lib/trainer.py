@@ -71,7 +71,8 @@ def train(
         compile: auto, on or off; see `pick_compile`. If the compiler fails, training goes on without it.
         holdout: this many training images, stratified, choose the best epoch; with 0 the test set does.
         sync_batchnorm: normalise over all ranks' images instead of each rank's own; GPUs only.
-        watch: is shown the log after each epoch, to draw it, say.
+        watch: is shown the log after each epoch, to draw it, say, once that is saved: `run` has its weights then,
+            and in `model` the next epoch may have begun.
         say: takes one line for people at a time.
     Returns:
         The epoch log; `log[-1]` is the final epoch, `log.best` the selected one.
@@ -96,7 +97,7 @@ def train(
         train_set, selection_set = holdout_split(data.train, holdout, recipe.seed)
 
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(join_ranks(device))
+        ranks, folder = stack.enter_context(join_ranks(device)), run
         if not ranks.first:
             run, say = None, lambda line: None  # rank 0 writes and speaks
         elif run and hub and hub not in run.copies:
@@ -110,6 +111,7 @@ def train(
         if isinstance(saved, RunError):
             raise saved
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))
+        stack.enter_context(session.telling_how_to_go_on(folder, say))
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(recipe, model, device, precision)
         scaler = amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -118,7 +120,6 @@ def train(
             say(f"this run is finished: {log.summary()}")
             return log
         stack.enter_context(session.restoring_the_start(model, log, run))
-        stack.enter_context(session.telling_how_to_go_on(run, say))
         if not log:
             model.start_from(augment.normalize(train_set.images[:STARTS_FROM].to(device).float() / 255))
 
@@ -147,7 +148,7 @@ def train(
         step = session.try_out(network, model, [ends[0]] * 2, ranks, loss_of)  # of two: the first is slower
         say(forecast(recipe, len(log), step, len(train_set), len(data.test)))
 
-        show = partial(watch, log) if watch and ranks.first else lambda: None
+        show = partial(session.show, watch, log, model, device) if watch and ranks.first else lambda: None
         writer = stack.enter_context(Writer(run, show))
 
         for epoch in range(len(log), recipe.epochs):
@@ -162,7 +163,7 @@ def train(
             test = evaluate(model, test_set, device, precision=precision, ranks=ranks)
             if not math.isfinite(test.loss):
                 raise session.NonFiniteLoss(
-                    f"the end of epoch {epoch + 1} made the test loss infinite or NaN; " + writer.how_to_go_on()
+                    f"epoch {epoch + 1} made the test loss infinite or NaN; {writer.how_to_go_on(ranks)}"
                 )
             held = selection_set and evaluate(model, selection_set, device, precision=precision, ranks=ranks)
             selection_acc = held.top1 if held else test.top1

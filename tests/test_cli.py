@@ -195,7 +195,12 @@ def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, None)],
+    [
+        ({"KMP_TARGET_PORT": "9000", "KMP_DUPLICATE_LIB_OK": "TRUE"}, "PASSIVE"),  # Colab has the one, Anaconda the other
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "9"}, None),
+        ({"KMP_BLOCKTIME": "9"}, None),
+    ],
 )
 def test_a_commands_threads_sleep_while_they_wait_unless_the_environment_says_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: dict[str, str], after: str | None

@@ -350,6 +350,20 @@ def test_a_gpu_that_is_too_small_is_said_in_a_sentence(tmp_path: Path, tiny: s8.
         train(tmp_path, tiny, model=Large(10, 1))
 
 
+@pytest.mark.parametrize("taken", ["s8lib.trainer.make_optimizer", "s8lib.session.load_strictly"])
+def test_a_gpu_that_somebody_else_fills_is_said_in_the_same_sentence_and_nothing_against_the_checkpoint(
+    tmp_path: Path, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB. GPU 0 has ...")
+
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=1)
+    monkeypatch.setattr(taken, fail)
+    with pytest.raises(s8.RunFault, match=r"too small \(CUDA out of memory\); the last good checkpoint is epoch 1"):
+        train(tmp_path, tiny)
+
+
 def test_holdout_images_choose_the_best_epoch_and_are_not_trained_on(tmp_path: Path, tiny: s8.Cifar100) -> None:
     lines: list[str] = []
     log = train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), holdout=100, lines=lines)

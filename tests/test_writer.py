@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import torch
 
 import s8lib as s8
 from s8lib.run.checkpoint import Checkpoint
-from tests.runs import assert_same_bits, outcome, train
+from s8lib.session import Writer
+from tests.runs import assert_same_bits, outcome, small_model, train
 
 SECOND = 2  # the epoch whose save is late
 
@@ -82,6 +85,24 @@ def test_what_watches_is_shown_only_epochs_that_are_on_the_disk(tmp_path: Path, 
     assert seen == [(epoch, epoch) for epoch in range(1, 7)]
 
 
+def test_what_watches_changes_nothing_in_the_epoch_that_is_being_trained(
+    tmp_path: Path, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model()
+
+    def watch(log: s8.EpochLog) -> None:
+        torch.rand(len(log))
+        model.eval()
+
+    def look(writer: Writer) -> None:  # the save has been made between the first two steps
+        writer.finish()
+
+    train(tmp_path / "alone", tiny, precision="fp32")
+    monkeypatch.setattr(Writer, "look", look)
+    train(tmp_path / "watched", tiny, model=model, precision="fp32", watch=watch)
+    assert_same_bits(outcome(tmp_path / "watched"), outcome(tmp_path / "alone"))
+
+
 def test_a_save_that_fails_ends_the_run_at_the_end_of_the_next_epoch(
     tmp_path: Path, tiny: s8.Cifar100, second_save: Any
 ) -> None:
@@ -122,6 +143,26 @@ def test_ctrl_c_waits_for_the_save_under_way_and_says_what_came_of_it(
         train(tmp_path, tiny, lines=lines)
     assert f"stopped; the last good checkpoint is epoch {1 if fails else 2}" in lines[-1]
     assert any("epoch 2 cannot be saved" in line for line in lines) == fails
+
+
+def test_ctrl_c_while_only_the_save_is_waited_for_says_what_came_of_it_too(
+    tmp_path: Path, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch, second_save: Any
+) -> None:
+    evaluated, lines = threading.Event(), list[str]()
+
+    def before() -> None:
+        evaluated.wait(60)
+        time.sleep(0.5)  # by then the end of the third epoch waits for this save
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        time.sleep(0.2)
+        full()
+
+    second_save(before)
+    when_evaluated(monkeypatch, lambda epoch, _: evaluated.set() if epoch == SECOND + 1 else None)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, tiny, lines=lines)
+    assert [line for line in lines if "epoch 2 cannot be saved" in line]
+    assert "stopped; the last good checkpoint is epoch 1" in lines[-1]
 
 
 def test_a_loss_that_is_not_finite_names_the_save_that_was_under_way(
