@@ -196,7 +196,7 @@ def test_two_ranks_train_as_one_and_a_resume_with_two_or_one_goes_on(
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ({"KMP_TARGET_PORT": "9000", "KMP_DUPLICATE_LIB_OK": "TRUE"}, "PASSIVE"),  # Colab has the one, Anaconda the other
+        ({"KMP_TARGET_PORT": "9000", "KMP_DUPLICATE_LIB_OK": "TRUE"}, "PASSIVE"),  # as on Colab, and with Anaconda
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
         ({"GOMP_SPINCOUNT": "9"}, None),
         ({"KMP_BLOCKTIME": "9"}, None),
@@ -243,6 +243,33 @@ def test_a_compiler_that_fails_on_one_rank_is_left_by_all_and_they_end_with_the_
     assert output.count("epoch   6/6") == 1
     digests = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
     assert digests[0] == digests[1]
+
+
+def test_ranks_whose_loss_is_not_finite_all_say_what_came_of_the_save_that_the_first_of_them_was_writing(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "diverging.py"
+    script.write_text(
+        "import os, pathlib, time, torch, s8lib as s8\n"
+        "from s8lib.run.checkpoint import Checkpoint\n"
+        "from tests.runs import train\n"
+        "class Diverging(s8.WideResNet):\n"
+        "    evaluated = False\n"
+        "    def forward(self, x):\n"
+        "        self.evaluated |= not self.training\n"
+        "        return super().forward(x) * (torch.nan if self.training and self.evaluated else 1)\n"
+        "whole = Checkpoint.save\n"
+        "Checkpoint.save = lambda *given: (time.sleep(1), whole(*given))\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "try:\n"
+        "    train(here / 'run', s8.synthetic_cifar100(0, 200, 100), model=Diverging(10, 1))\n"
+        "except s8.NonFiniteLoss as error:\n"
+        "    (here / ('words' + os.environ['RANK'])).write_text(str(error))\n"
+    )
+    code, output = torchrun(2, script)
+    assert code == 0, output
+    for rank in (0, 1):
+        assert "epoch 2, step 1; the last good checkpoint is epoch 1 in" in (tmp_path / f"words{rank}").read_text()
 
 
 def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused_by_each(tiny: s8.Cifar100) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
 from s8lib.trainer import loss_function
 from tests.hub_runs import until
-from tests.runs import assert_same_bits, outcome, recipe, small_model, timeless, train
+from tests.runs import Cut, assert_same_bits, outcome, recipe, small_model, timeless, train
 
 EPOCHS = 4
 SHORT = {"epochs": EPOCHS, "phase1_epochs": 2, "cycle_epochs": 1, "image_size": 8}
@@ -147,6 +148,25 @@ def test_what_ends_the_ranks_is_raised_where_they_were_started(
     monkeypatch.setenv(RANKS, "2")
     with pytest.raises(s8.NonFiniteLoss, match="epoch 1.*; no checkpoint was saved yet"):
         train(tmp_path, tiny, recipe=recipe(lr_start=1000.0, lr_peak=1000.0, image_size=32), precision="fp32")
+
+
+class TooLarge(s8.WideResNet):
+    """For the GPU of rank 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has ...")
+        return super().forward(x)
+
+
+def test_a_rank_that_ends_alone_says_from_where_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: s8.Cifar100
+) -> None:
+    with pytest.raises(Cut):
+        train(tmp_path, tiny, cut_after=1, recipe=recipe(**SHORT))
+    monkeypatch.setenv(RANKS, "2")
+    with pytest.raises(s8.RunFault, match="too small .*; the last good checkpoint is epoch 1 in"):
+        train(tmp_path, tiny, model=TooLarge(10, 1), recipe=recipe(**SHORT))
 
 
 def test_a_batch_that_ranks_cannot_share_is_trained_by_one(
