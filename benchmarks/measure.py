@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from torch.utils.data import DataLoader
 
 import s8lib as s8
 from benchmarks.checkout import ROOT
+from benchmarks.masks import MASKS
 from benchmarks.performance import peak_memory_gib
 from benchmarks.plain_loop import AS_TENSORS, WARM_UP, PilImages, PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.data import augment
 from s8lib.machine.device import keep_memory, pick_precision
+from s8lib.models.architectures import Dropout
 from s8lib.models.networks import Network
 from s8lib.models.weights import save_model
 from s8lib.optimizer import make_optimizer
@@ -47,6 +50,8 @@ class Setting:
     workers: int = 2  # of the plain loop
     precision: str = "auto"
     compile: str = "off"
+    phases: int = 2  # that are compiled
+    without: str = ""  # of what speeds up a CPU: masks, memory; threads are `speed.measure`'s
     busy: int = 0  # processes that compute beside it
     ranks: int = 0  # 0 for the loop alone, without `s8.train` around it
     resume: bool = False
@@ -62,7 +67,8 @@ class Setting:
             self.precision = "fp32" if self.precision == "auto" else self.precision
         else:
             self.precision = pick_precision(self.at, self.precision)
-            keep_memory(self.at)
+            if self.without != "memory":
+                keep_memory(self.at)
         self.recipe = dataclasses.replace(s8.SEED_100, model=self.model, batch_size=self.batch_size)
 
     def wait(self) -> None:
@@ -91,7 +97,8 @@ def step(told: Setting) -> float:
     else:
         there = train_set.to(told.at)
         loop = TrainerLoop(told.recipe, there, told.steps, told.at, told.precision, True, told.compile == "on")
-    with _beside(told.busy):
+    masks = MASKS["torch" if told.without == "masks" else "16-bit"]
+    with _beside(told.busy), mock.patch.object(Dropout, "forward", masks):
         return loop.images_per_s()
 
 
@@ -137,11 +144,11 @@ def epoch(told: Setting) -> float:
             loop = PlainLoop(
                 told.recipe, s8.synthetic_cifar100(train=images).train, told.steps - WARM_UP, told.at, "fp32"
             )
-            evaluated = partial(_plain_evaluation, told, loop.model, images // 5)
+            test = s8.synthetic_cifar100(train=1, test=images // 5).test
 
             def all_of_it() -> None:
                 loop.images_per_s()
-                evaluated()
+                _plain_evaluation(told, loop.model, test)
                 _plain_save(loop.model, loop.optimizer, Path(folder))
 
             all_of_it()
@@ -160,17 +167,16 @@ def evaluation(told: Setting) -> float:
     there = test.to(told.at)
     do: Callable[[], object] = partial(s8.evaluate, model, there, told.device, told.precision)
     if told.plain:
-        do = partial(_plain_evaluation, told, model, told.images)
+        do = partial(_plain_evaluation, told, model, test)
     do()
     return told.images / told.seconds(do)
 
 
-def _plain_evaluation(told: Setting, model: torch.nn.Module, images: int) -> None:
-    test = s8.synthetic_cifar100(train=1, test=images).test
+def _plain_evaluation(told: Setting, model: torch.nn.Module, test: s8.Split) -> None:
     model.eval()
     hits = 0
     with torch.no_grad():
-        for batch, labels in DataLoader(PilImages(test, images, AS_TENSORS), 128, num_workers=told.workers):
+        for batch, labels in DataLoader(PilImages(test, len(test), AS_TENSORS), 128, num_workers=told.workers):
             hits += (model(batch.to(told.at)).argmax(1).cpu() == labels).sum().item()
     model.train()
 
@@ -243,33 +249,41 @@ def _plain_save(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder
 
 
 def start(told: Setting) -> float:
-    """Seconds from the start of the process to its first step, perhaps of a run that has ended its first epoch."""
+    """Seconds from the start of the process to the end of its first step, perhaps of a run that goes on."""
     with tempfile.TemporaryDirectory() as folder:
-        here = {"what": "begin", "model": told.model, "device": told.device, "folder": folder, "steps": 4}
+        here = {"what": "begin", "model": told.model, "device": told.device, "compile": told.compile, "steps": 4}
+        here["folder"] = folder
         command = [sys.executable, "-m", "benchmarks.measure"]
-        run = partial(subprocess.run, cwd=ROOT, check=True, capture_output=True)
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}  # the run's own
+        run = partial(subprocess.run, cwd=ROOT, check=True, capture_output=True, env=environment)
         if told.resume:
             run([*command, json.dumps(here | {"resume": True})])
         return told.seconds(lambda: run([*command, json.dumps(here)]))
 
 
 def begin(told: Setting) -> float:
-    """Train until the first step has been made; with `resume`, until the first epoch is saved."""
-
-    def say(line: str) -> None:
-        if line.startswith("epoch" if told.resume else f"on {told.at.type} in "):
-            raise _Enough
-
-    with contextlib.suppress(_Enough):
-        train(told, say)
+    """Train until the first step has been made; with `resume`, that of the second epoch: the first is saved."""
+    # No line that is said tells it: before the first step others are tried out, for the forecast.
+    look = mock.Mock(side_effect=[None] * (told.steps * told.resume) + [_Enough])
+    with contextlib.suppress(_Enough), mock.patch.object(Writer, "look", look):
+        train(told)
+    told.wait()
     return 0.0
+
+
+def compiling(told: Setting) -> float:
+    """Seconds for which the compiler holds up training before its first step, with nothing in its cache."""
+    train_set = s8.synthetic_cifar100(train=told.batch_size).train.to(told.at)
+    loop = TrainerLoop(told.recipe, train_set, 1, told.at, told.precision, True, False)
+    with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
+        return told.seconds(partial(loop.compile, told.phases))
 
 
 class _Enough(Exception):
     """What was to be seen has been seen."""
 
 
-MEASURES = {f.__name__: f for f in (step, epoch, evaluation, augmentation, save, start, begin, train)}
+MEASURES = {f.__name__: f for f in (step, epoch, evaluation, augmentation, save, start, begin, train, compiling)}
 
 
 def main(told: str) -> int:

@@ -1,8 +1,8 @@
 """A training loop as other repositories write it, to measure this one against.
 
 NCHW images from a DataLoader with workers, transforms on one PIL image at a time, SGD as it comes, and
-`.item()` on loss and accuracy in every step. Network, batch size, loss, MixUp and rate are the recipe's; the
-transforms are torchvision's nearest to the recipe's `full` augmentation.
+`.item()` on loss and accuracy in every step. Network, batch size, loss, MixUp and rate are the recipe's, dropout's
+masks torch's; the transforms are torchvision's nearest to the recipe's `full` augmentation.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from torchvision import transforms
 import s8lib as s8
 from s8lib.data.augment import MEAN, STD
 from s8lib.machine.device import autocast
+from s8lib.models import architectures
 
 if TYPE_CHECKING:
     Samples = Dataset[tuple[Tensor, int]]
@@ -52,7 +54,8 @@ class PlainLoop:
         workers: int = 2,
     ) -> None:
         self.recipe, self.steps, self.device, self.precision = recipe, steps, device, precision
-        self.model = s8.build_model(recipe.model, dropout=recipe.at(0).dropout, seed=recipe.seed).to(device)
+        with mock.patch.object(architectures, "Dropout", nn.Dropout):
+            self.model = s8.build_model(recipe.model, dropout=recipe.at(0).dropout, seed=recipe.seed).to(device)
         self.loader = DataLoader(
             PilImages(train_set, (WARM_UP + steps) * recipe.batch_size, USUAL),
             recipe.batch_size,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import s8lib as s8
 from s8lib.data.batches import plan_epoch
+from s8lib.machine.device import compile_or_eager
 from s8lib.machine.ranks import ALONE
 from s8lib.optimizer import make_optimizer
 from s8lib.session import Writer, try_out
@@ -16,10 +17,7 @@ from s8lib.trainer import loss_function, train_epoch  # the loop itself: a copy 
 
 
 class TrainerLoop:
-    """Trains the recipe's network on `steps` batches of `train_set`, which is on `device`, in every call.
-
-    `first_step_seconds` is what the first step took, with its compiling.
-    """
+    """Trains the recipe's network on `steps` batches of `train_set`, which is on `device`, in every call."""
 
     def __init__(
         self,
@@ -42,13 +40,20 @@ class TrainerLoop:
         network.train()
         if compiled:
             self.loss_of = torch.compile(self.loss_of, dynamic=False)  # as the trainer's `compile_or_eager`
-        started = time.perf_counter()
         try_out(network, model, [plan_epoch(recipe, 0, recipe.batch_size, device)], ALONE, self.loss_of)
-        self.first_step_seconds = time.perf_counter() - started
 
     def images_per_s(self) -> float:
         plan = plan_epoch(self.recipe, 0, self.images, self.device)
         return train_epoch(plan, self.loss_of, self.optimizer, self.scaler, ALONE, Writer())["images_per_s"]
+
+    def compile(self, phases: int) -> None:
+        """As the trainer does before its first step, for its first phase alone or for both."""
+        epochs = (0, self.recipe.epochs - 1)[:phases]
+        ends = [plan_epoch(self.recipe, epoch, self.images, self.device) for epoch in epochs]
+        lines = list[str]()
+        compile_or_eager(self.loss_of, partial(try_out, self.model, self.model, ends, ALONE), ALONE, lines.append)
+        if len(lines) > 1:
+            raise RuntimeError(lines[-1])
 
 
 class _NCHW(nn.Module):

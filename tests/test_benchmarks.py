@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import s8lib as s8
 from benchmarks import checkout, measure, performance, real_runs, speed
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
+from s8lib.data.batches import Batch
 from s8lib.machine import device as hardware
+from s8lib.recipe import POLICIES, Policy
 from s8lib.run.checkpoint import COLUMNS
 from tests.runs import recipe
 
@@ -79,6 +83,29 @@ def test_expected_minutes_in_the_guide_follow_from_its_assumptions() -> None:
         assert float(minutes) == round((train_seconds + test_seconds) / 60, 1)
 
 
+def test_images_per_s_seconds_of_quick_and_the_size_of_the_all_reduce_in_the_guide_are_computed() -> None:
+    quick, steps = s8.QUICK, 50_000 // s8.QUICK.batch_size
+    sizes = [quick.at(epoch).image_size for epoch in range(quick.epochs)]
+    assert f"{steps} x {quick.batch_size} images in each of {sizes.count(24)}\nepochs at 24x24" in GUIDE
+    assert f"{sizes.count(32)} at 32x32 pixels" in GUIDE
+    work = [steps * quick.batch_size * performance.training_flops(quick.model, size) for size in sizes]
+    flops = sum(work) + quick.epochs * 10_000 * performance.training_flops(quick.model) / 3
+    rates = {}
+    for gpu, tflops, images, seconds in re.findall(r"^\| (\w+) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$", GUIDE, re.M):
+        rates[gpu] = 0.4 * int(tflops) * 1e12 / performance.training_flops("wrn-28-10")
+        assert int(images.replace(",", "")) == round(rates[gpu])
+        assert float(seconds) == round(flops / (0.4 * int(tflops) * 1e12), 1)
+    assert rates.keys() == {"T4", "A100", "H100"}
+    with torch.device("meta"):
+        megabytes = sum(parameter.nbytes for parameter in s8.build_model("wrn-28-10").parameters()) / 1e6
+    rows = re.findall(r"^\| (\d) x (\w+) \| .*: ([\d.]+) \| ([\d.]+) \| (\d+) \|$", GUIDE, re.M)
+    assert len(rows) == 4
+    for ranks, gpu, link, milliseconds, images in rows:
+        seconds = 2 * (int(ranks) - 1) / int(ranks) * megabytes / 1000 / (float(link) / 2)
+        assert float(milliseconds) == round(1000 * seconds, 1)
+        assert int(images) == round(seconds * 1.5 * rates[gpu])
+
+
 def test_the_environment_names_the_driver_that_nvidia_smi_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,12 +159,101 @@ def test_every_variant_takes_its_turn_in_every_round_and_one_that_fails_is_told(
         {"what": "save"},
         {"what": "save", "loop": "plain"},
         {"what": "epoch", "batch_size": 5},
+        {"what": "compiling", "batch_size": 2},
     ],
 )
 def test_every_measure_measures(told: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)
     few = measure.Setting(**{"model": "wrn-10-1", **told})
     few.images = 20
     assert measure.MEASURES[few.what](few) > 0
+
+
+def test_the_compiler_is_timed_for_the_code_of_both_phases_and_fails_aloud(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compile(step: Callable[[Batch], Any], **options: Any) -> Callable[[Batch], Any]:
+        def compiled(batch: Batch) -> Any:
+            if len(seen) == 3:
+                raise OSError("no compiler here")
+            seen.append(batch.policy)
+            return step(batch)
+
+        return compiled
+
+    seen: list[Policy] = []
+    monkeypatch.setattr(torch, "compile", compile)
+    for phases in (1, 2):
+        measure.compiling(measure.Setting("compiling", "wrn-10-1", batch_size=2, phases=phases))
+    assert seen == [POLICIES["full"], POLICIES["full"], POLICIES["reduced"]]
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        measure.compiling(measure.Setting("compiling", "wrn-10-1", batch_size=2))
+
+
+def test_the_time_to_the_first_step_holds_that_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(*given: Any) -> None:
+        steps.append(given)
+        return whole(*given)
+
+    steps: list[Any] = []
+    whole = torch.amp.GradScaler.step
+    monkeypatch.setattr(torch.amp.GradScaler, "step", step)
+    measure.begin(measure.Setting("begin", "wrn-10-1", batch_size=5, steps=4, folder=str(tmp_path)))
+    assert len(steps) == 1
+    measure.begin(measure.Setting("begin", "wrn-10-1", batch_size=5, steps=4, folder=str(tmp_path), resume=True))
+    assert s8.RunFolder(tmp_path).manifest().epoch == 1
+
+
+def test_each_trick_for_a_cpu_is_left_out_in_a_row_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: Any, env: dict[str, str], **options: Any) -> subprocess.CompletedProcess[str]:
+        environments.append(env.get("OMP_WAIT_POLICY"))
+        return subprocess.CompletedProcess(command, 0, '{"value": 1}')
+
+    def torchs(dropout: nn.Dropout, x: Tensor) -> Tensor:
+        drawn.append(x)
+        return x
+
+    drawn: list[Tensor] = []
+    kept: list[torch.device] = []
+    environments: list[str | None] = []
+    monkeypatch.setattr(measure, "keep_memory", kept.append)
+    monkeypatch.setitem(measure.MASKS, "torch", torchs)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for title in ("step of wrn-16-2, batch 128", "step of wrn-16-2 beside a busy process"):
+        row = speed.rows(on_gpu=False)[title]
+        ours = {name: told for name, told in row.items() if name.startswith("s8lib")}
+        assert [told.get("without") for told in ours.values()] == [None, "masks", "memory", "threads"]
+        found = {}
+        for name, told in ours.items():
+            for seen in (drawn, kept, environments):
+                seen.clear()
+            speed.measure(told, "cpu")
+            few = told | {"model": "wrn-10-1", "batch_size": 4, "steps": 1, "busy": 0}
+            measure.step(measure.Setting(**few))
+            found[name] = not drawn, bool(kept), environments == ["PASSIVE"]
+        assert list(found.values()) == [
+            (True, True, True), (False, True, True), (True, False, True), (True, True, False),
+        ]  # fmt: skip
+        assert speed.measure(row["plain, 2 workers"], "cpu")
+        assert environments[-1] is None
+
+
+def test_the_test_images_are_drawn_before_the_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**sizes: int) -> None:
+        raise AssertionError("drawn while the clock runs")
+
+    def seconds(told: measure.Setting, do: Callable[[], object]) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(s8, "synthetic_cifar100", late)
+            return whole(told, do)
+
+    whole = measure.Setting.seconds
+    monkeypatch.setattr(measure.Setting, "seconds", seconds)
+    for what in ("evaluation", "epoch"):
+        few = measure.Setting(what, "wrn-10-1", loop="plain", batch_size=4, workers=0)
+        few.images = 20
+        assert measure.MEASURES[what](few) > 0
 
 
 def test_ratios_compare_neighbours_in_time_with_the_faster_plain_loop() -> None:
@@ -160,6 +276,8 @@ def test_the_network_sees_the_layout_that_the_row_names(tiny: s8.Cifar100, chann
 
 def test_the_plain_loop_trains_on_normalised_images_of_the_usual_transforms(tiny: s8.Cifar100) -> None:
     loop = PlainLoop(recipe(batch_size=8, model="wrn-10-1"), tiny.train, 1, CPU, "fp32")
+    drops = [type(module) for module in loop.model.modules() if isinstance(module, nn.Dropout)]
+    assert drops == [nn.Dropout] * 3, "as others draw their masks"
     before = loop.model.fc.weight.detach().clone()
     assert loop.images_per_s() > 0
     assert not torch.equal(before, loop.model.fc.weight)

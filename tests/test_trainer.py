@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -241,6 +244,26 @@ def test_training_leaves_the_callers_random_state_alone(tiny: s8.Cifar100) -> No
     torch.manual_seed(5)
     train(None, tiny, recipe=recipe(epochs=1, phase1_epochs=1, cycle_epochs=1))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "131072"}])
+def test_a_cpu_keeps_its_memory_from_the_start_of_training_unless_the_environment_has_a_say(own: dict) -> None:
+    script = (
+        "import resource, torch\n"
+        "from s8lib.session import usual_settings\n"
+        "def new_pages():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.empty(2**27, dtype=torch.uint8).fill_(1)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "with usual_settings(torch.device('cpu'), False):\n"
+        "    new_pages()\n"
+        "    print(new_pages())\n"
+    )
+    here = {"PYTHONPATH": str(Path(s8.__file__).parents[1])}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | here
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment | own)
+    assert (int(done.stdout) > 20) == bool(own), "128 MiB are 64 huge pages, or 32,768 small ones"
 
 
 def test_the_seed_decides_the_run(tiny: s8.Cifar100) -> None:
