@@ -272,6 +272,35 @@ def test_ranks_whose_loss_is_not_finite_all_say_what_came_of_the_save_that_the_f
         assert "epoch 2, step 1; the last good checkpoint is epoch 1 in" in (tmp_path / f"words{rank}").read_text()
 
 
+def test_the_other_ranks_wait_a_day_for_what_the_first_fetches_whatever_else_they_wait_for(tmp_path: Path) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import pathlib, time, torch\n"
+        "from datetime import timedelta\n"
+        "from torch.distributed.distributed_c10d import _get_default_store\n"
+        "from s8lib.machine import ranks as library\n"
+        "second, failed = timedelta(seconds=1), pathlib.Path(__file__).with_name('failed')\n"
+        "with library.join_ranks(torch.device('cpu')) as ranks:\n"
+        "    ranks.share(None)\n"
+        "    _get_default_store().set_timeout(second)\n"
+        "    if ranks.first:\n"
+        "        time.sleep(3)\n"
+        "    assert ranks.share('late' if ranks.first else None) == 'late'\n"
+        "    library.A_DAY = second\n"
+        "    end = time.monotonic() + 20\n"
+        "    while ranks.first and not failed.exists() and time.monotonic() < end:\n"
+        "        time.sleep(0.1)\n"
+        "    if not ranks.first:\n"
+        "        try:\n"
+        "            ranks.share(None)\n"
+        "        except RuntimeError as error:\n"
+        "            failed.write_text(str(error))\n"
+    )
+    code, output = torchrun(2, script)
+    assert code == 0, output
+    assert "timeout after 1000ms" in (tmp_path / "failed").read_text(), "the day is what they wait"
+
+
 def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused_by_each(tiny: s8.Cifar100) -> None:
     for rank in (0, 1):
         with pytest.raises(s8.RecipeError, match="batch_size = 125: cannot be shared evenly among 2 ranks"):
