@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import s8lib as s8
+from s8lib.machine.arithmetic import arithmetic, tell_what_differs
 from s8lib.run.save import FORMAT, LOG, Manifest, content_of, replacing
 from tests.runs import RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, train
 from tests.saves import Machine, contents
@@ -84,6 +85,21 @@ def test_threads_and_precision_of_the_save_are_taken_up(run: Path, finished: Pat
         assert torch.get_num_threads() == 2, "the caller's setting comes back"
     assert not [line for line in lines if line.startswith("NOTE")]
     assert_same_bits(outcome(run), outcome(finished))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_more_than_last_bits_differ_where_ranks_mixed_each_its_own_images_or_were_more_or_fewer(
+    ranks: int,
+) -> None:
+    here = arithmetic(torch.device("cpu"), "fp32", False, ranks, "torch", False, False)
+    lines: list[str] = []
+    tell_what_differs(here, here, lines.append)
+    tell_what_differs({key: value for key, value in here.items() if key != "mixup partners"}, here, lines.append)
+    words = "mixup partners \"of a rank's share\", now 'of the batch'"
+    assert lines == [f"NOTE: weights will differ from an uninterrupted run's: {words}"] * (ranks - 1)
+    lines.clear()
+    tell_what_differs(here | {"ranks": 4}, here, lines.append)
+    assert lines == [f"NOTE: weights will differ from an uninterrupted run's: ranks 4, now {ranks}"]
 
 
 def test_what_is_not_taken_up_is_said_in_one_line(run: Path, tiny: s8.Cifar100) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from s8lib.machine.device import pick_precision
 
-BEFORE = {"dropout masks": "torch"}  # what a save had that does not tell
+BEFORE = {"dropout masks": "torch", "mixup partners": "of a rank's share"}  # what a save had that does not tell
 
 
 def arithmetic(
@@ -32,6 +32,7 @@ def arithmetic(
         "compiled": compiled,
         "ranks": ranks,
         "dropout masks": masks,
+        "mixup partners": "of the batch",
         "sync_batchnorm": sync,
         "deterministic": deterministic or device.type == "cpu",
     }
@@ -64,9 +65,10 @@ def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Ca
     """One line, if a resumed run will not be to the bit what it would have been."""
     if not saved:
         say("NOTE: this save does not tell what its last bits depended on; where that differs, they will differ")
-    saved = {**BEFORE, **saved}
+    alone = {"mixup partners": here["mixup partners"]} if saved.get("ranks", 1) == 1 else {}
+    saved = {**BEFORE, **alone, **saved}
     differing = [f"{key} {saved[key]!r}, now {now!r}" for key, now in here.items() if saved.get(key, now) != now]
     if differing:
-        far = any(saved.get(key, here[key]) != here[key] for key in ("dropout masks", "sync_batchnorm"))
+        far = any(saved.get(key, here[key]) != here[key] for key in (*BEFORE, "sync_batchnorm", "ranks"))
         bits = "" if far else " in their last bits"
         say(f"NOTE: weights will differ{bits} from an uninterrupted run's: {'; '.join(differing)}")
