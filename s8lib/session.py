@@ -158,9 +158,10 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
 def show(watch: Callable[[EpochLog], object], log: EpochLog, model: nn.Module, device: torch.device) -> None:
     """Call `watch` with `log`, between two steps of an epoch perhaps, which is none the worse for it."""
+    training = model.training
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         watch(log)
-    model.train()
+    model.train(training)
 
 
 class NonFiniteLoss(RunFault):
@@ -237,15 +238,22 @@ def usual_settings(device: torch.device, deterministic: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restoring_the_start(model: nn.Module, log: EpochLog, run: RunFolder | None) -> Iterator[None]:
-    """Give `model` its first weights back unless an epoch was saved, or ended: the next run starts from them."""
-    start = None if log else {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    """Give `model` its first weights back unless an epoch was saved, or ended: the next run starts from them.
+
+    A diverged run gives them back in any case.
+    """
+    start = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+    diverged = False
     try:
         yield
+    except NonFiniteLoss:
+        diverged = True
+        raise
     finally:
         done = len(log)
         with contextlib.suppress(RunError):
             done = run.manifest().epoch if run else done
-        if start and not done:
+        if diverged or not done:
             model.load_state_dict(start)
 
 

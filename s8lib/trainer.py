@@ -59,7 +59,7 @@ def train(
     """Train `model` in place by `recipe`, or go on where the run folder's newest good checkpoint stands.
 
     A resumed run equals the uninterrupted one bit for bit where the arithmetic is the same: kind of device,
-    precision, threads, the CPU's instructions, torch and the number of ranks; on a GPU with `deterministic`.
+    precision, threads, the CPU's instructions, torch, the compiler and the ranks; on a GPU with `deterministic`.
     The save's threads and precision are taken up where this machine has them; what else differs is said in a line.
     Under `torchrun` every rank calls this; the recipe's batch is shared among them and rank 0 writes.
 
@@ -115,11 +115,13 @@ def train(
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(recipe, model, device, precision)
         scaler = amp.GradScaler(device.type, enabled=precision == "fp16")
-        log = session.restore(saved, model, optimizer, scaler, run) if saved else EpochLog()
+        log = EpochLog()
+        stack.enter_context(session.restoring_the_start(model, log, run))
+        if saved:
+            log.extend(session.restore(saved, model, optimizer, scaler, run))
         if len(log) == recipe.epochs or recipe.out_of_patience([row.selection_acc for row in log]):
             say(f"this run is finished: {log.summary()}")
             return log
-        stack.enter_context(session.restoring_the_start(model, log, run))
         if not log:
             model.start_from(augment.normalize(train_set.images[:STARTS_FROM].to(device).float() / 255))
 

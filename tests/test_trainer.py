@@ -225,6 +225,21 @@ def test_a_run_whose_first_epoch_was_not_saved_leaves_the_model_as_it_was(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_run_that_diverges_leaves_the_model_as_it_was(
+    tmp_path: Path, tiny: s8.Cifar100
+) -> None:
+    model = small_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def diverge(log: s8.EpochLog) -> None:
+        torch.nn.init.constant_(model.fc.weight, torch.nan)
+
+    for epoch in (1, 2):  # from the start, then resumed
+        with pytest.raises(s8.NonFiniteLoss, match=rf"the last good checkpoint is epoch {epoch} "):
+            train(tmp_path, tiny, model=model, watch=diverge)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_best_weights_are_those_of_the_best_epoch(uninterrupted: dict[str, Path], tiny: s8.Cifar100) -> None:
     run = s8.RunFolder(uninterrupted["fp32"])
     log = run.resume().log
