@@ -225,9 +225,7 @@ def test_a_run_whose_first_epoch_was_not_saved_leaves_the_model_as_it_was(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_run_that_diverges_leaves_the_model_as_it_was(
-    tmp_path: Path, tiny: s8.Cifar100
-) -> None:
+def test_a_run_that_diverges_leaves_the_model_as_it_was(tmp_path: Path, tiny: s8.Cifar100) -> None:
     model = small_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -272,8 +270,7 @@ def test_a_cpu_keeps_its_memory_from_the_start_of_training_unless_the_environmen
         "    torch.empty(2**27, dtype=torch.uint8).fill_(1)\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "with usual_settings(torch.device('cpu'), False):\n"
-        "    new_pages()\n"
-        "    print(new_pages())\n"
+        "    print(min(new_pages() for _ in range(5)))\n"  # what is allocated in between may cut a block short
     )
     here = {"PYTHONPATH": str(Path(s8.__file__).parents[1])}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | here
