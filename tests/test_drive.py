@@ -359,7 +359,7 @@ def test_a_write_that_reads_back_as_something_else_does_not_count(
 ) -> None:
     def shorten(call: Call) -> None:
         if call.name == "close" and call.path.name == "epoch_002.pt":
-            os.truncate(call.path, call.path.stat().st_size - 1)
+            os.truncate(call.path, max(0, call.path.stat().st_size - 1))
 
     here = machine()
     here.save(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 
 import s8lib as s8
 from benchmarks.faults import KINDS
+from s8lib.run.copies import stage
 from s8lib.run.drive import MANIFESTS
 from s8lib.run.save import WEIGHTS, Manifest, holds
 from tests.fake_colab.faulty_drive import Call, FaultyDrive, fails
@@ -96,6 +98,35 @@ def test_a_machine_that_takes_over_while_a_save_is_on_its_way_to_drive_is_not_un
         place.keep(older.until(3))
     whole = next(name for name in MANIFESTS if name != torn)
     assert Manifest.unseal(place.read(whole)).writer == newer.run.writer
+
+
+@pytest.mark.parametrize(
+    ("stopped_at", "number"),
+    [(("write", "epoch_003.pt"), 0), (("write", "epoch_003.pt"), errno.ENOSPC), (("stat", "epoch_log.csv"), 0)],
+)
+def test_what_a_machine_that_takes_over_has_saved_is_not_touched_by_one_that_wakes_inside_a_save(
+    tmp_path: Path, stopped_at: tuple[str, str], number: int
+) -> None:
+    def before(now: Call) -> None:
+        if not newer.training and (now.name, now.path.name) == stopped_at:
+            (copies,) = newer.run.copies
+            for epoch in (3, 4):
+                newer.until(epoch)
+                copies.place.send(stage(copies.place, newer.run, *copies.extras(newer.run)))
+            if number:
+                fails(number, now.path)
+
+    place = Drive(tmp_path)
+    older = place.machine().until(2)
+    place.keep(older)
+    newer = place.machine()
+    assert newer.resumed() == 2
+    newer.log[1] = dataclasses.replace(newer.log[1], seconds=2.0)  # the same epoch is another file
+    with FaultyDrive(place.folder.parent, before).installed(), pytest.raises(s8.RunFault, match="another machine"):
+        place.keep(older.until(3))
+    for name, content in newer.run.manifest().files.items():
+        assert holds(s8.RunFolder(place.folder).find(name), content), name
+    assert place.machine().resumed() == 4
 
 
 def test_a_machine_takes_over_on_drive_also_before_the_first_save_is_there(tmp_path: Path) -> None:

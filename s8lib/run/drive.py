@@ -45,7 +45,7 @@ class DriveFolder(Place):
         self._copies: dict[str, Manifest] = {}  # those of MANIFESTS that are whole, as last read or written
         self._seen: dict[str, str] = {}  # sha256 of files as last read
         # Training processes that may have written the manifest: this one, and the one it took over from, whose
-        # last write may come late. None before `claim`.
+        # last write may come late. None before the first `claim` or `send`.
         self._writers = set[str]()
         if not self.path.parent.is_dir():
             raise RunError(f"{self.path.parent} is not there: mount Google Drive before training")
@@ -92,7 +92,9 @@ class DriveFolder(Place):
         """
         there = self.manifest()
         refuse_another(there.identity, save.manifest.identity, self.path)
-        self._stop_unless(not self._writers or there.writer in self._writers)
+        self._writers = self._writers or {"", there.writer}
+        self._look()
+        self._writers.add(save.manifest.writer)
         save.looked.set()
         try:
             for folder in (self.path, self.path / "checkpoints"):  # not their parent, which a mount must bring
@@ -135,9 +137,11 @@ class DriveFolder(Place):
             raise OSError(errno.EEXIST, "a run has trained in this very folder: go on with it there")
         return found
 
-    def _stop_unless(self, ours: bool) -> None:
-        if not ours:
-            raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
+    def _look(self) -> None:
+        """Raise RunFault if another training process has taken over: what is there is its own from then on."""
+        for there in map(self._read_manifest, MANIFESTS):  # both: the other machine may be writing one
+            if there and there.sequence >= self._manifest.sequence and there.writer not in self._writers:
+                raise RunFault(f"another machine goes on with the run in {self.path}: this one stops")
 
     def _send_save(self, save: Sending) -> None:
         """Everything of the save that is not there yet, each thing before the manifest that names it."""
@@ -160,45 +164,40 @@ class DriveFolder(Place):
                 self._send(save, name, f"{place}/{Path(name).name}")
             changes |= {"files": files | best, "best_epoch": new.best_epoch}
         self._commit(**changes)
-        self._writers = self._writers or {"", new.writer}
 
     def _send(self, save: Sending, name: str, target: str) -> None:
         """Copy a file, unless it is there, and verify the copy."""
         content = save.manifest.files[name]
         if not self._holds(target, content):
+            if "/" in target and target in self._names(target.partition("/")[0]):
+                self._free(target)  # another machine may still have it open: what that writes is not in the new one
             with (save.folder / name).open("rb") as file:
                 self._write(target, file, content)
             save.moved += content.bytes
 
     def _commit(self, **changes: Any) -> None:
-        """Write the manifest with what has changed in it.
-
-        Raises:
-            RunFault: meanwhile another training process has taken over.
-        """
+        """Write the manifest with what has changed in it."""
         manifest = dataclasses.replace(self._manifest, **changes)
         if all(self._copies.get(name) == manifest for name in MANIFESTS):
             return
-        ours = {self._manifest.writer, manifest.writer, *self._writers}
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
         text = manifest.seal()
         content = Content(len(text), hashlib.sha256(text).hexdigest())
         # Last the only one that is whole.
         for name in sorted(MANIFESTS, key=lambda name: self._copies.get(name) == self._manifest):
-            for there in map(self._read_manifest, MANIFESTS):  # both: the other machine may be writing one
-                if there and there.sequence >= self._manifest.sequence:
-                    self._stop_unless(there.writer in ours)
             self._copies.pop(name, None)
             self._write(name, io.BytesIO(text), content)
             self._copies[name] = manifest
 
     def _write(self, name: str, source: BinaryIO, content: Content) -> None:
+        self._look()
         self._seen.pop(name, None)
         with open(self.path / name, "wb") as file:
             shutil.copyfileobj(source, file, CHUNK)
             file.flush()
             os.fsync(file.fileno())
         if not self._holds(name, content):
+            self._look()  # it may be the other machine's
             raise OSError(errno.EIO, f"{name} reads back as something else than was to be written")
 
     def _holds(self, name: str, content: Content) -> bool:
@@ -253,9 +252,11 @@ class DriveFolder(Place):
 
     def _free(self, name: str) -> None:
         """Empty a file, then delete it: the Trash counts towards the quota."""
+        self._look()
         self._seen.pop(name, None)
         with open(self.path / name, "wb"):
             pass
+        self._look()
         os.unlink(self.path / name)
 
 
