@@ -53,7 +53,8 @@ static int struck(const char *what, int fd, const char *path)
 static void strike(int now, int moment)
 {
     int kept = errno;
-    if (now && moment == when && with_signal) kill(getpid(), with_signal);
+    /* To stop, this very thread takes the signal: taken by another one, it would go on for a while. */
+    if (now && moment == when && with_signal) with_signal == SIGSTOP ? raise(SIGSTOP) : kill(getpid(), with_signal);
     errno = kept;
 }
 

@@ -195,15 +195,18 @@ class Head(NamedTuple):
 
 
 def read(
-    api: HfApi, repo_id: str, revisions: list[str], names: tuple[str, ...], private: bool | None = None
+    api: HfApi, repo_id: str, revisions: list[str], names: tuple[str, ...], write: bool = False
 ) -> dict[str, Head]:
     """What is there in each revision; all but the last of them may be missing.
 
-    `private` or not, if it is to be written there: the repository is made if need be, and the token has to do.
+    If it is to be written there, the token has to do, and there need not be a repository: it has no commit then.
     """
-    if private is not None:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        api.auth_check(repo_id, write=True)  # `create_repo` succeeds with any token where the repository exists
+    if write:
+        try:
+            api.auth_check(repo_id, write=True)
+        except errors.RepositoryNotFoundError:
+            _check_may_make(api.whoami(), repo_id)
+            return {revisions[-1]: Head("", set(), {})}
     there = {}
     for revision in revisions:
         try:
@@ -219,6 +222,15 @@ def read(
                 contents[name] = Path(path).read_bytes()
         there[revision] = Head(str(info.sha), held, contents)
     return there
+
+
+def _check_may_make(who: dict[str, Any], repo_id: str) -> None:
+    """Raise HubError if the token, of which the Hub says `who`, may not make this repository."""
+    token = who.get("auth", {}).get("accessToken", {})  # an OAuth token has none
+    writes = {"read": False, "fineGrained": "repo.write" in str(token.get("fineGrained"))}
+    names = [who["name"].lower(), *(org["name"].lower() for org in who.get("orgs", ()))]
+    if not writes.get(token.get("role"), True) or repo_id.lower().partition("/")[0] not in names:
+        raise HubError(f"{repo_id} is not there and cannot be made{ADVICE[403]}")
 
 
 def send(api: HfApi, repo_id: str, files: dict[str, tuple[str, str]], outdated: list[str], **commit: Any) -> str:

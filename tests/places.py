@@ -9,7 +9,6 @@ from s8lib.hub_client import usable_token
 from s8lib.run.copies import Copies
 from s8lib.run.drive import MANIFESTS, DriveFolder
 from s8lib.run.hub import HubRepo
-from s8lib.run.save import Manifest
 from tests.hub_endpoints import Commit, File
 from tests.local_hub import LocalHub
 from tests.saves import Machine
@@ -77,10 +76,7 @@ class Hub(Drive):
 
     def machine(self, recipe: s8.Recipe | None = None) -> Machine:
         self.machines += 1
-        place = HubRepo("tester/net", usable_token())
-        if not self.hub.endpoints.repos:
-            place.claim(Manifest())
-        place.required = True  # as for `fetch_run`
+        place = HubRepo("tester/net", usable_token(), private=False)
         copies = [Copies(place, every=1000, wait=60, pause=0.0)]
         return Machine(self.root / f"disk{self.machines}", copies, **({"recipe": recipe} if recipe else {}))
 

@@ -21,6 +21,7 @@ import s8lib as s8
 from s8lib import cli
 from s8lib.hub_client import OutOfReach, explained
 from s8lib.publish.publisher import FIRST_PAUSE, fetch_run
+from s8lib.run.copies import RETRIES
 from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
 from s8lib.run.place import Sending
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
@@ -210,18 +211,19 @@ def test_an_answer_that_is_lost_does_not_make_a_second_commit(
     assert len(hub.commits(NAME)) == 1
 
 
-def test_out_of_reach_from_the_start_training_goes_on_and_a_later_process_sends_all_with_the_command_that_was_said(
+def test_out_of_reach_from_the_start_a_run_that_is_here_goes_on_and_the_command_that_was_said_sends_all_later(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
     port = hub.server_port
     hub.shutdown()
     hub.server_close()
-    publishing = publisher(lines, wait=1)
+    Machine(tmp_path / "my run").until(1)
+    run, publishing = published(tmp_path / "my run", lines, wait=1)
     assert lines[0].startswith("the Hub is out of reach: ")
-    run = Machine(tmp_path / "my run", [publishing], lines=lines).until(11)
+    assert run.resumed() == 1
+    run.until(11)
     publishing.finish(run.run)
     said = lines[-1].partition("epoch 11 is NOT on the Hub; send it with: s8lib ")[2]
-    assert contents(run.path, drawn) == contents(Machine(tmp_path / "alone").until(11).path, drawn)
     with pytest.raises(ConnectionError, match="the Hub is out of reach: "):
         publishing.publish(run.run)
     with serve(port) as back:
@@ -305,10 +307,40 @@ def test_a_token_that_can_only_read_is_refused_where_the_repository_exists_too(
 
 @pytest.mark.parametrize("token", [WRITE, FINE, OAUTH])
 def test_a_token_that_may_write_makes_the_repository_private_only_if_asked(
-    hub: LocalHub, lines: list[str], token: str
+    hub: LocalHub, tmp_path: Path, lines: list[str], token: str
 ) -> None:
-    publisher(lines, token=token, private=token == WRITE)
-    assert (hub.endpoints.repos[NAME].private, lines) == (token == WRITE, [])
+    publishing = publisher(lines, token=token, private=token == WRITE)
+    assert (hub.endpoints.repos, lines) == ({}, [])
+    publishing.publish(Machine(tmp_path / "run").until(1).run)
+    assert hub.endpoints.repos[NAME].private == (token == WRITE)
+
+
+def test_who_is_refused_before_the_first_epoch_or_commit_has_made_no_repository(
+    hub: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Machine(tmp_path / "run").until(1).path
+    small = ["--data", "synthetic", "--recipe", "quick", "--model", MODEL, "--device", "cpu"]
+    assert cli.main(["train", *small, "--run", str(run), "--hub-repo", NAME]) == 2
+    assert "was trained on other data" in capsys.readouterr().err
+    with s8.RunFolder(run).lock():
+        assert cli.main(["publish", "--run", str(run), "--hub-repo", NAME]) == 2
+    assert "another process is training" in capsys.readouterr().err
+    assert hub.endpoints.repos == {}
+
+
+def test_a_run_that_is_nowhere_here_does_not_begin_before_the_hub_has_said_what_it_holds(
+    hub: LocalHub, tmp_path: Path, lines: list[str]
+) -> None:
+    published(tmp_path / "run", lines)[0].until(2).run.sync()
+    lines.clear()
+    hub.fail("auth_check", 503, times=99)
+    new = published(tmp_path / "new", lines)[0]
+    with pytest.raises(s8.RunError, match="must not start over because of that: see that tester/.* train without"):
+        new.resumed()
+    assert len(lines) == 1 + RETRIES
+    hub.heal()
+    hub.fail("auth_check", 503, times=2)
+    assert new.resumed() == 2
 
 
 def test_without_a_token_training_for_the_hub_is_bad_input_and_nothing_is_changed(
@@ -551,6 +583,7 @@ def test_what_a_later_version_of_the_library_has_published_is_not_replaced(
 ) -> None:
     run, publishing = published(tmp_path / "run", lines)
     run.until(2)
+    hub.endpoints.repos[NAME] = Repo()
     hub.endpoints.repos[NAME].commits.append(
         Commit("later", {"manifest.json": File(b'{"format": 99}', False)}, "")
     )

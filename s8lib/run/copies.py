@@ -21,6 +21,7 @@ from s8lib.run.save import CARD, CONFIG, FULL, LOG, NEW, OUTGOING, WEIGHTS, RunE
 TICK = 0.1  # seconds between two looks at a copy that is waited for
 TOLD_EVERY = 30.0  # seconds, where no bar is seen
 LOOK = 2.0  # seconds that a save may wait for a place to say whose it is
+RETRIES = 4  # before a run that is on no disk here is refused: with a Hub that hangs they take five minutes
 LONGEST_PAUSE = 900.0  # seconds; each failure doubles the pause before the next attempt
 
 
@@ -45,24 +46,32 @@ class Copies:
 
     def fetch(self, run: RunFolder, newest: int, identity: Mapping[str, Any] | None) -> int:
         """`place.bring`; a place that cannot be read is said, unless a run would start over because of that."""
-        place = self.place
+        place, pauses = self.place, [self.pause * 2**n for n in range(RETRIES)] if self.pause is not None else []
         if sending := self._under_way:
             sending.join(self.wait)
-        try:
-            return bring(place, run, newest, identity)
-        except OSError as error:
-            shutil.rmtree(run.path / NEW, ignore_errors=True)  # what came before the place was gone
-            self._failures += 1
-            if error.errno in FULL:  # this disk: reading fills no place
-                raise RunError(f"{run.path}: no room for what comes from {place.title} ({error})") from error
-            if place.required and not newest:
-                raise RunError(
-                    f"{place.address} cannot be read ({error}), and a run must not start over because of that: "
-                    f"see that {place.title} can be read and repeat this, or use another name for this run"
-                ) from error
-            then = f"going on from epoch {newest} in {run.path}" if newest else "starting without it"
-            run.say(f"{place.title}: cannot be read ({error}); {then}")
-            return 0
+        while True:
+            try:
+                return bring(place, run, newest, identity)
+            except OSError as error:
+                shutil.rmtree(run.path / NEW, ignore_errors=True)  # what came before the place was gone
+                self._failures += 1
+                if error.errno in FULL:  # this disk: reading fills no place
+                    raise RunError(f"{run.path}: no room for what comes from {place.title} ({error})") from error
+                if not newest and not pauses:
+                    raise RunError(
+                        f"{place.address} cannot be read ({error}), and a run must not start over because of "
+                        f"that: see that {place.title} can be read and repeat this or, if this run is new, train "
+                        "without it and send it there later"
+                    ) from error
+                then = (
+                    f"going on from epoch {newest} in {run.path}"
+                    if newest
+                    else f"it is tried again in {pauses[0]:.0f} s"
+                )
+                run.say(f"{place.title}: cannot be read ({error}); {then}")
+                if newest:
+                    return 0
+            time.sleep(pauses.pop(0))
 
     def claim(self, run: RunFolder) -> None:
         """Tell the place that this process goes on with the run."""

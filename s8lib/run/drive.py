@@ -37,7 +37,7 @@ class DriveFolder(Place):
 
     # What touches the Drive goes through `open` and `os` in this file: the tests put a misbehaving Drive there.
 
-    title, required = "Google Drive", True
+    title = "Google Drive"
 
     def __init__(self, path: str | Path) -> None:
         self.path = user_path(path).absolute()
@@ -170,7 +170,9 @@ class DriveFolder(Place):
         content = save.manifest.files[name]
         if not self._holds(target, content):
             if "/" in target and target in self._names(target.partition("/")[0]):
-                self._free(target)  # another machine may still have it open: what that writes is not in the new one
+                self._free(
+                    target
+                )  # another machine may still have it open: what that writes is not in the new one
             with (save.folder / name).open("rb") as file:
                 self._write(target, file, content)
             save.moved += content.bytes

@@ -39,7 +39,7 @@ class HubRepo(Place):
 
     Args:
         token: by default this machine's, if there is one.
-        private: whether a new repository is private.
+        private: whether a new repository is private; None if it is only read, and has to be there.
         revision: a branch or commit to read; by default the newest.
         overwrite: replace what is in the repository, if that is another run or none of ours.
     """
@@ -48,7 +48,7 @@ class HubRepo(Place):
         self,
         repo_id: str,
         token: str | None = None,
-        private: bool = False,
+        private: bool | None = None,
         revision: str | None = None,
         overwrite: bool = False,
     ) -> None:
@@ -74,7 +74,6 @@ class HubRepo(Place):
                 f"{self.title}: weights are there, of epoch {manifest.best_epoch}, but no manifest that names a "
                 "checkpoint: name the revision or, to begin anew, say overwrite"
             )
-        self.required = bool(manifest.checkpoints)  # from now on
         return dataclasses.replace(manifest, files=_needed(manifest.files))
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
@@ -95,6 +94,9 @@ class HubRepo(Place):
         save.looked.set()  # nobody takes a repository over: it refuses a commit if someone else's came in between
         self._out = ""
         there = self._look(save.manifest, save.stop)
+        if not there[MAIN][0].commit:  # only now, as whoever begins a run may be refused before its first save
+            self._ask(HfApi.create_repo, CHECK_LIMIT, save.stop, private=self.private, exist_ok=True)
+            there = self._look(save.manifest, save.stop)
         for _, found in there.values():
             # Where the checkpoint is gone with its branch, overwrite begins anew.
             ahead = found.epoch or (0 if self.overwrite else found.best_epoch or 0)
@@ -134,12 +136,13 @@ class HubRepo(Place):
         """What each branch holds, and the manifest of the save in it, an empty one if there is none.
 
         Args:
-            here: of the save that is to take its place, if one is; the repository is then made if need be.
+            here: of the save that is to take its place, if one is.
         Raises:
             RunError: it holds something else, which may not be replaced.
         """
-        read = partial(self._ask, hub_client.read, CHECK_LIMIT, stop, revisions=self.revisions)
-        heads = read(names=(MANIFEST, CARD, EXPORTS), private=self.private) if here else read(names=(MANIFEST,))
+        names, write = (MANIFEST, CARD, EXPORTS) if here else (MANIFEST,), self.private is not None
+        read = partial(self._ask, hub_client.read, CHECK_LIMIT, stop)
+        heads = read(revisions=self.revisions, names=names, write=write)
         there = {branch: (head, self._manifest(head)) for branch, head in heads.items()}
         for _, manifest in there.values():
             if here and not self.overwrite:

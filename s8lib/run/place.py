@@ -58,7 +58,6 @@ class Place(Protocol):
 
     title: str  # in what is said
     address: str
-    required: bool = False  # a run is not begun without having looked there
     overwrite: bool = False  # another run that is there is no error: it is replaced
 
     def manifest(self) -> Manifest:
