@@ -22,6 +22,7 @@ from torch import nn
 
 import s8lib as s8
 from s8lib.machine.arithmetic import arithmetic, tell_what_differs
+from s8lib.run.folder import how_to_go_on
 from s8lib.run.save import FORMAT, LOG, Manifest, content_of, replacing
 from tests.runs import RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, train
 from tests.saves import Machine, contents
@@ -281,6 +282,18 @@ def test_a_log_that_another_program_holds_open_ends_nothing(
     assert "this run is finished" in go_on(run, tiny)[-1]
     assert_same_bits(outcome(run), outcome(finished))
     assert [row.epoch for row in s8.EpochLog.read(run / LOG)] == [1, 2]
+
+
+def test_a_checkpoint_that_was_passed_over_is_not_the_last_good_one_and_the_epoch_after_it_is_not_the_first(
+    tmp_path: Path,
+) -> None:
+    Machine(tmp_path / "run").until(3)
+    os.truncate(tmp_path / "run" / "checkpoints" / "epoch_003.pt", 1000)
+    again = Machine(tmp_path / "run")
+    assert again.resumed() == 2
+    again.run.begin_session(RECIPE, {})
+    assert "the last good checkpoint is epoch 2 in" in how_to_go_on(again.run)
+    assert again.run.sessions()[-1]["from_epoch"] == 3
 
 
 def test_a_row_of_an_epoch_that_was_never_saved_is_seen_by_no_reader(tmp_path: Path) -> None:

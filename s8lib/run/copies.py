@@ -57,20 +57,16 @@ class Copies:
                 self._failures += 1
                 if error.errno in FULL:  # this disk: reading fills no place
                     raise RunError(f"{run.path}: no room for what comes from {place.title} ({error})") from error
-                if not newest and not pauses:
+                if newest:
+                    run.say(f"{place.title}: cannot be read ({error}); going on from epoch {newest} in {run.path}")
+                    return 0
+                if not pauses:
                     raise RunError(
                         f"{place.address} cannot be read ({error}), and a run must not start over because of "
                         f"that: see that {place.title} can be read and repeat this or, if this run is new, train "
                         "without it and send it there later"
                     ) from error
-                then = (
-                    f"going on from epoch {newest} in {run.path}"
-                    if newest
-                    else f"it is tried again in {pauses[0]:.0f} s"
-                )
-                run.say(f"{place.title}: cannot be read ({error}); {then}")
-                if newest:
-                    return 0
+                run.say(f"{place.title}: cannot be read ({error}); it is tried again in {pauses[0]:.0f} s")
             time.sleep(pauses.pop(0))
 
     def claim(self, run: RunFolder) -> None:

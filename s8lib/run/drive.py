@@ -169,10 +169,8 @@ class DriveFolder(Place):
         """Copy a file, unless it is there, and verify the copy."""
         content = save.manifest.files[name]
         if not self._holds(target, content):
-            if "/" in target and target in self._names(target.partition("/")[0]):
-                self._free(
-                    target
-                )  # another machine may still have it open: what that writes is not in the new one
+            if target in self._names(target.rpartition("/")[0]):  # and not a small one beside the manifest
+                self._free(target)  # another machine may still have it open, and then writes into the old one
             with (save.folder / name).open("rb") as file:
                 self._write(target, file, content)
             save.moved += content.bytes

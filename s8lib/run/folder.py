@@ -46,6 +46,7 @@ class RunFolder(RunReader):
         super().__init__(path, say)
         self.copies = list(copies)
         self.writer = uuid.uuid4().hex  # this training process, in the manifest
+        self._passed_over = set[str]()  # checkpoints that are newer than the one gone on from
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -104,6 +105,8 @@ class RunFolder(RunReader):
                 f"none of the checkpoints that {self.path / MANIFEST} names is intact: bring one back into "
                 f"{self.checkpoints}, or start in another run folder"
             )
+        names = self.manifest().checkpoints
+        self._passed_over = {name for epoch, name in names.items() if epoch > newest}
         return newest
 
     def resume(self, identity: Mapping[str, Any] | None = None) -> Checkpoint | None:
@@ -119,16 +122,21 @@ class RunFolder(RunReader):
 
     def begin_session(self, recipe: Recipe, settings: Mapping[str, Any]) -> None:
         """Write what a reader needs, once a start or resume, and `claim` the run; RunFault as `save`."""
+        self.claim()
         session = {"from_epoch": self.manifest().epoch + 1, **settings}
         with self._writing("this start"):
             self.write_json("recipe.json", recipe.to_dict())
             self.write_json("environment.json", [*self.sessions(), session])
-        self.claim()
 
     def claim(self) -> None:
-        """From now on this process saves here: another one that still trains this run stops at its next save."""
+        """From now on this process saves here, after the epoch that it goes on from, and no other one does.
+
+        Another one that still trains this run stops at its next save.
+        """
+        manifest = self.manifest()
+        files = {name: content for name, content in manifest.files.items() if name not in self._passed_over}
         with self._writing("this start"):
-            self._commit(dataclasses.replace(self.manifest(), writer=self.writer))
+            self._commit(dataclasses.replace(manifest, files=files, writer=self.writer))
         for copies in self.copies:
             copies.claim(self)
 
