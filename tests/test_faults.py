@@ -142,6 +142,17 @@ def test_a_machine_takes_over_on_drive_also_before_the_first_save_is_there(tmp_p
     assert place.machine().resumed() == 1
 
 
+def test_a_manifest_deleted_between_a_save_and_its_copy_is_a_fault_and_not_bad_input(tmp_path: Path) -> None:
+    run = Drive(tmp_path).machine().until(2).run
+    text = (run.path / MANIFESTS[0]).read_bytes()
+    with pytest.raises(s8.RunFault, match="is missing"), run.lock():
+        (run.path / MANIFESTS[0]).unlink()
+    with pytest.raises(s8.RunFault, match="is missing"):
+        run.copy()
+    (run.path / MANIFESTS[0]).write_bytes(text)
+    assert run.sync()
+
+
 def test_best_weights_that_never_reached_drive_come_back_from_an_older_checkpoint(tmp_path: Path) -> None:
     def before(call: Call) -> None:
         if call.name == "write" and "best" in call.path.parent.name:

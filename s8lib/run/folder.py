@@ -70,7 +70,8 @@ class RunFolder(RunReader):
             raise RunError(f"the run folder {self.path} cannot be used ({reason}): use another one") from error
         try:
             yield
-            self.sync()
+            with _in_mid_run("the copies cannot be brought up to date"):
+                self.sync()
         finally:
             lock.release()
 
@@ -149,10 +150,8 @@ class RunFolder(RunReader):
             RunFault: the save could not be made; those of before are whole. Or another process trains this run.
         """
         epoch = checkpoint.epoch
-        try:
+        with _in_mid_run(f"epoch {epoch} cannot be saved"):
             manifest = self.manifest()
-        except RunError as error:
-            raise RunFault(f"epoch {epoch} cannot be saved: {error}") from error
         if manifest.writer != self.writer:
             raise RunFault(
                 f"epoch {epoch} is not saved: another process has gone on with the run in {self.path}, or its "
@@ -172,8 +171,9 @@ class RunFolder(RunReader):
 
     def copy(self) -> None:
         """Keep the newest save in the other places too, in the background; RunFault as `Copies.after_save`."""
-        for copies in self.copies:
-            copies.after_save(self)
+        with _in_mid_run("the newest save cannot be copied"):
+            for copies in self.copies:
+                copies.after_save(self)
 
     def renew(self, write: Write, what: str = "what was damaged", needed: int = 0, **changes: Any) -> None:
         """Replace files of the newest save, or make the next one, in one piece; RunFault as `save`.
@@ -246,6 +246,15 @@ class RunFolder(RunReader):
             with contextlib.suppress(OSError, RunError):  # the next start tries again
                 self._settle()
             raise RunFault(f"{what} cannot be saved: {reason}; {how_to_go_on(self)}") from error
+
+
+@contextlib.contextmanager
+def _in_mid_run(what: str) -> Iterator[None]:
+    """Make a RunFault of what would be bad input at a start."""
+    try:
+        yield
+    except RunError as error:
+        raise RunFault(f"{what}: {error}") from error
 
 
 def how_to_go_on(run: RunFolder | None) -> str:
