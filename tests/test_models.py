@@ -442,6 +442,17 @@ def test_a_loaded_network_trains_and_does_not_depend_on_its_file(folder: Path) -
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("other", [{"depth": 28}, {"widen_factor": 10}, {"dropout": 0.1}])
+@pytest.mark.parametrize("name", ["resnet-42", "resnet-11"])
+def test_what_only_another_kind_of_network_is_built_with_is_ignored_in_a_config(
+    folder: Path, name: str, other: dict[str, float]
+) -> None:
+    save_model(s8.build_model(name, num_classes=3), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | other))
+    assert s8.load_model(folder).name == name
+
+
 def test_weights_without_counters_in_another_precision_beside_unknown_keys_are_taken(folder: Path) -> None:
     model = small_wrn()
     save_model(model, folder)

@@ -3,6 +3,7 @@
 What each is built with lies in its `config.json`, its weights in `model.safetensors`; they load strictly.
 """
 
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -143,8 +144,9 @@ class Network(nn.Module, PyTorchModelHubMixin):
         kind = kinds.get(config.pop("model_type", usual), kinds[usual])
         if not issubclass(kind, cls):
             raise ModelError(f"{source} holds a {kind.__name__}, not a {cls.__name__}: use s8lib.load_model")
+        own = {name: config[name] for name in inspect.signature(kind.__init__).parameters if name in config}
         with torch.device("meta"):  # takes no memory: what a config asks for need not be in the file
-            model = kind(**config | options)
+            model = kind(**own | options)
         if labels:
             model.name_classes([labels[str(place)] for place in range(len(labels))])
         return model
