@@ -167,6 +167,7 @@ def with_momentum(optimizer: dict[str, Any]) -> dict[str, Any]:
 STRANGERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "empty file": lambda state: b"",
     "text": lambda state: b"hello",
+    "a text that begins as a pickle may": lambda state: b"X12",
     "bare pickle": lambda state: pickle.dumps({"model": 1}),
     "malicious pickle": lambda state: pickle.dumps(Malicious()),
     "malicious in torch's zip": lambda state: pickled({"model": Malicious()}),

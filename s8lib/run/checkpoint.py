@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import pickle
+import struct
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -172,7 +173,7 @@ class Checkpoint:
                 return cls(**values | {"log": [Epoch(**row) for row in values.get("log", ())]})
         # All that torch.load answers a stranger's file with, and what one that holds no such dictionary comes to.
         except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError,
-                pickle.UnpicklingError) as error:  # fmt: skip
+                pickle.UnpicklingError, struct.error) as error:  # fmt: skip
             raise RunError(
                 f"{path} is no checkpoint that training can go on from ({one_line(error)}): remove it to go on "
                 "from an older one, or use another run folder"
