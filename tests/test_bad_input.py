@@ -244,6 +244,14 @@ COMMANDS: list[Row] = [
         for name in ("", "x", "a/b/c", "a b/c", "/x")
     ),
     command("--data", "/no/such/folder", words="/no/such/folder"),
+    *(
+        (f"{' '.join(parts)} --run of 300 letters", [*parts, "--run", "x" * 300], "File name too long")
+        for parts in (
+            ["train", "--data", "synthetic", "--device", "cpu"],
+            *(["evaluate"], ["predict", "cat.png"], ["export"], ["demo"]),
+            *(["report", "--no-video"], ["publish", "--hub-repo", "tester/net"]),
+        )
+    ),
     *(setting(text, "should look like lr_peak=0.05") for text in ("lr_peak", "")),
     *(setting(text, NO_FIELD) for text in ("lr=0.1", "=5", "Epochs=5")),
     *(

@@ -158,6 +158,16 @@ def test_every_machine_that_took_part_is_named_once(run: s8.RunFolder, tmp_path:
     assert "6 epochs took 0.1 minutes" in text  # a second each
 
 
+@pytest.mark.parametrize("name", ["from_epoch", "test_images"])
+def test_an_entry_of_the_environment_in_which_a_count_is_none_is_passed_over(tmp_path: Path, name: str) -> None:
+    folder = Machine(tmp_path).until(2).run
+    whole = {"device_name": "Xeon", "test_images": 100}
+    for count in (None, "3", 1.5, 0, -1, True, 10**400):
+        folder.write_json("environment.json", [whole, {"device_name": "?", name: count}])
+        assert folder.sessions() == [whole], count
+    assert "- from epoch 1: Xeon" in make_card(folder, NAME).text
+
+
 def test_of_the_card_that_is_there_what_is_theirs_stays_and_what_was_another_runs_goes(
     run: s8.RunFolder, tmp_path: Path
 ) -> None:

@@ -31,15 +31,19 @@ class RunReader:
             RunError: it cannot be read, or names nothing beside files that only a save leaves.
         """
         path, manifest = self.path / MANIFEST, Manifest()
-        traces = (*self._on_disk().values(), self.path / WEIGHTS, self.path / LOG)
-        left = [trace for trace in traces if trace.exists()]
         try:
+            traces = (*self._on_disk().values(), self.path / WEIGHTS, self.path / LOG)
+            left = [trace for trace in traces if trace.exists()]
             manifest, problem = Manifest.unseal(path.read_bytes()), "names no checkpoint"
         except FileNotFoundError:
             problem = "is missing"
         except RunError as error:
             raise RunError(f"{self.path} cannot be gone on with: {error}") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise RunError(
+                f"{path} cannot be read ({error.strerror}): see to that, or name another run folder"
+            ) from None
+        except ValueError as error:
             problem, left = f"cannot be read ({error})", [self.path]
         if left and not manifest.checkpoints:
             raise RunError(
@@ -78,8 +82,13 @@ class RunReader:
         return Recipe.from_dict(identity["recipe"]) if identity else Recipe.load(self.path / "recipe.json")
 
     def sessions(self) -> list[dict[str, Any]]:
-        """What `environment.json` knows of the machines, one entry a start or resume."""
-        return [session for session in self.read_json("environment.json", []) if isinstance(session, dict)]
+        """What `environment.json` knows of the machines, one entry a start or resume; none that is damaged."""
+
+        def whole(entry: Any) -> bool:
+            counts = [entry.get(name, 1) for name in ("from_epoch", "test_images")] if type(entry) is dict else [0]
+            return all(type(count) is int and 0 < count < 1e9 for count in counts)
+
+        return [*filter(whole, self.read_json("environment.json", default=[]))]
 
     def best_weights(self) -> tuple[int, Path]:
         """The best epoch and the folder with its `config.json` and `model.safetensors`, for `from_pretrained`.
