@@ -22,6 +22,9 @@ from torch import nn
 
 import s8lib as s8
 from s8lib.machine.arithmetic import arithmetic, tell_what_differs
+from s8lib.report import make_card, overview
+from s8lib.run.copies import stage
+from s8lib.run.drive import DriveFolder
 from s8lib.run.folder import how_to_go_on
 from s8lib.run.save import FORMAT, LOG, Manifest, content_of, replacing
 from tests.runs import RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, train
@@ -297,12 +300,18 @@ def test_a_checkpoint_that_was_passed_over_is_not_the_last_good_one_and_the_epoc
     assert again.run.sessions()[-1]["from_epoch"] == 3
 
 
-def test_a_row_of_an_epoch_that_was_never_saved_is_seen_by_no_reader(tmp_path: Path) -> None:
-    machine = Machine(tmp_path / "run").until(2)
-    row = dataclasses.replace(machine.log[-1], epoch=3, test_acc=99.0)
-    (machine.path / LOG).write_text(s8.EpochLog([*machine.log, row]).to_csv())
-    assert [row.epoch for row in machine.run.log()] == [1, 2]
-    assert s8.report.overview.__name__  # `overview`, `report`, `publish` and the card all read through `log`
+def test_a_row_of_an_epoch_that_was_never_saved_is_seen_by_no_reader(tmp_path: Path, finished: Path) -> None:
+    def said(run: s8.RunFolder) -> list[str]:
+        """By all that tell of a run: the overview, the report, the card, and what is sent to other places."""
+        written = s8.report.write(run, film=False)["report.json"].read_text()
+        sending = stage(DriveFolder(tmp_path / "drive"), run, {}, "")
+        return [str(overview(run)), written, make_card(run, "a/b").text, (sending.folder / LOG).read_text()]
+
+    without, longer = (s8.RunFolder(shutil.copytree(finished, tmp_path / name / "run")) for name in ("a", "b"))
+    row = dataclasses.replace(longer.log()[-1], epoch=3, test_acc=99.0)
+    (longer.path / LOG).write_text(s8.EpochLog([*longer.log(), row]).to_csv())
+    (without.path / LOG).unlink()
+    assert said(longer) == said(without)
 
 
 # The disk -----------------------------------------------------------------------------------------------
