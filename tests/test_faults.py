@@ -15,11 +15,12 @@ import pytest
 
 import s8lib as s8
 from benchmarks.faults import KINDS
-from s8lib.run.copies import stage
-from s8lib.run.drive import MANIFESTS
+from s8lib.run.copies import Copies, stage
+from s8lib.run.drive import MANIFESTS, DriveFolder
 from s8lib.run.save import WEIGHTS, Manifest, holds
 from tests.fake_colab.faulty_drive import Call, FaultyDrive, fails
 from tests.places import Drive
+from tests.saves import Machine
 
 ROOT = Path(s8.__file__).parents[1]
 
@@ -140,6 +141,22 @@ def test_a_machine_takes_over_on_drive_also_before_the_first_save_is_there(tmp_p
         place.keep(older.until(1))
     place.keep(newer.until(1))
     assert place.machine().resumed() == 1
+
+
+def test_who_takes_a_run_over_on_drive_says_so_and_who_goes_on_with_its_own_does_not(tmp_path: Path) -> None:
+    place = Drive(tmp_path)
+    first = place.machine().until(2)
+    place.keep(first)
+    for disk, says in (
+        (first.path, False),
+        (tmp_path / "new", True),
+        (tmp_path / "new", False),
+        (first.path, True),
+    ):
+        machine = Machine(disk, [Copies(DriveFolder(place.folder))])
+        assert machine.resumed() == 2
+        machine.run.claim()
+        assert any("one that still trains it stops" in line for line in machine.lines) == says, disk
 
 
 def test_a_manifest_deleted_between_a_save_and_its_copy_is_a_fault_and_not_bad_input(tmp_path: Path) -> None:

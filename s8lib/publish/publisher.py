@@ -42,7 +42,7 @@ class HubPublisher(Copies):
     with what is newest by then.
 
     Args:
-        repo_id: "user/name"; the repository is made if it is not there.
+        repo_id: "user/name"; the first commit makes the repository if it is not there.
         every: epochs between commits.
         token: by default the one of this machine, or of Colab's secrets; it needs write access.
         private: whether a new repository is private.
@@ -54,7 +54,7 @@ class HubPublisher(Copies):
     Raises:
         HubError: no token, a wrong one, or a repository it may not write to.
         RunError: the repository holds something else than a run. A Hub that cannot be reached is no error: what is
-            due is sent when it can be.
+            due is sent when it can be. But a run of which nothing is on this disk does not begin without it.
     """
 
     def __init__(

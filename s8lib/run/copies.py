@@ -37,6 +37,7 @@ class Copies:
     def __init__(self, place: Place, every: int = 1, wait: float = 600.0, pause: float | None = None) -> None:
         self.place, self.every, self.wait, self.pause = place, every, wait, pause
         self._sent: tuple[Path, int] | None = None
+        self._own = {""}  # training processes whose saves were on this disk before anything came from `place`
         self._due, self._failures, self._not_before = False, 0, 0.0
         self.problem: Exception | None = None
 
@@ -49,6 +50,7 @@ class Copies:
         place, pauses = self.place, [self.pause * 2**n for n in range(RETRIES)] if self.pause is not None else []
         if sending := self._under_way:
             sending.join(self.wait)
+        self._own |= {run.writer, run.manifest().writer}
         while True:
             try:
                 return bring(place, run, newest, identity)
@@ -72,7 +74,8 @@ class Copies:
     def claim(self, run: RunFolder) -> None:
         """Tell the place that this process goes on with the run."""
         try:
-            self.place.claim(run.manifest())
+            if self.place.claim(run.manifest()) not in self._own:
+                run.say(f"{self.place.title}: the run is this machine's now; one that still trains it stops")
         except OSError as error:
             if not self._failures:  # else it has been said
                 run.say(f"{self.place.title}: cannot be written to now ({error}); tried again with the next save")

@@ -68,13 +68,15 @@ class DriveFolder(Place):
             self._seen.clear()  # what was written may have vanished, or someone else has written
         return self._manifest
 
-    def claim(self, here: Manifest) -> None:
+    def claim(self, here: Manifest) -> str:
         """Name this training process in the manifest, if the save there is of its run: another one then stops."""
         there = self.manifest()
-        if there.epoch <= here.epoch and not differences(there.identity, here.identity):
-            _make_folder(self.path)
-            self._writers = {"", there.writer, here.writer}
-            self._commit(writer=here.writer)
+        if there.epoch > here.epoch or differences(there.identity, here.identity):
+            return ""
+        _make_folder(self.path)
+        self._writers = {"", there.writer, here.writer}
+        self._commit(writer=here.writer)
+        return there.writer
 
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Copy a file from the Drive to `target`, if it is the one."""

@@ -130,10 +130,7 @@ class RunFolder(RunReader):
             self.write_json("environment.json", [*self.sessions(), session])
 
     def claim(self) -> None:
-        """From now on this process saves here, after the epoch that it goes on from, and no other one does.
-
-        Another one that still trains this run stops at its next save.
-        """
+        """From now on this process saves here: another one that still trains this run stops at its next save."""
         manifest = self.manifest()
         files = {name: content for name, content in manifest.files.items() if name not in self._passed_over}
         with self._writing("this start"):

@@ -85,9 +85,10 @@ class HubRepo(Place):
             os.replace(api.hf_hub_download(self.repo_id, name, revision=there.commit, local_dir=folder), target)
         return True
 
-    def claim(self, here: Manifest) -> None:
+    def claim(self, here: Manifest) -> str:
         """See that `here` may be saved there: by this token, in the place of what is there."""
         self.exports = self._look(here)[MAIN][0].contents.get(EXPORTS, b"")
+        return ""
 
     def send(self, save: Sending) -> str:
         """A commit on each branch; what it takes the place of leaves the branch's head in the same commit."""

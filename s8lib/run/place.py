@@ -66,8 +66,8 @@ class Place(Protocol):
     def receive(self, name: str, content: Content, target: Path) -> bool:
         """Bring a file of the save; whether there is one. `bring` verifies it."""
 
-    def claim(self, here: Manifest) -> None:
-        """From now on the training process that has written `here` saves there."""
+    def claim(self, here: Manifest) -> str:
+        """From now on the training process that has written `here` saves there; the one before it, "" if none."""
 
     def send(self, save: Sending) -> str:
         """Bring a save there, its manifest last, and drop what is too old; what there is to say about it.

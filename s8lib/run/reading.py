@@ -40,9 +40,7 @@ class RunReader:
         except RunError as error:
             raise RunError(f"{self.path} cannot be gone on with: {error}") from None
         except OSError as error:
-            raise RunError(
-                f"{path} cannot be read ({error.strerror}): see to that, or name another run folder"
-            ) from None
+            raise RunError(f"{path} cannot be read ({error.strerror}): see to it, or name another run") from None
         except ValueError as error:
             problem, left = f"cannot be read ({error})", [self.path]
         if left and not manifest.checkpoints:
@@ -83,12 +81,9 @@ class RunReader:
 
     def sessions(self) -> list[dict[str, Any]]:
         """What `environment.json` knows of the machines, one entry a start or resume; none that is damaged."""
-
-        def whole(entry: Any) -> bool:
-            counts = [entry.get(name, 1) for name in ("from_epoch", "test_images")] if type(entry) is dict else [0]
-            return all(type(count) is int and 0 < count < 1e9 for count in counts)
-
-        return [*filter(whole, self.read_json("environment.json", default=[]))]
+        found, counts = self.read_json("environment.json", default=[]), ("from_epoch", "test_images")
+        found = [entry for entry in found if isinstance(entry, dict)]
+        return [one for one in found if all(type(n := one.get(name, 1)) is int and 0 < n < 1e9 for name in counts)]
 
     def best_weights(self) -> tuple[int, Path]:
         """The best epoch and the folder with its `config.json` and `model.safetensors`, for `from_pretrained`.
