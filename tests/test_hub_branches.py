@@ -16,7 +16,7 @@ import s8lib as s8
 from s8lib.publish.publisher import fetch_run
 from s8lib.report.card import Export
 from s8lib.run.save import Manifest
-from tests.hub_endpoints import WRITE, Commit, File
+from tests.hub_endpoints import WRITE, Commit, File, Repo
 from tests.hub_runs import GIT, NAME, USABLE, check_consistent, until
 from tests.local_hub import LocalHub
 from tests.runs import RECIPE
@@ -134,7 +134,7 @@ def test_where_one_branch_holds_another_run_no_epoch_is_trained_until_someone_sa
 
 def test_a_branch_of_that_name_that_is_not_ours_is_left_alone(hub: LocalHub, tmp_path: Path) -> None:
     machine = publishing(tmp_path / "run").until(3)
-    repo = hub.endpoints.repos[NAME]
+    repo = hub.endpoints.repos[NAME] = Repo()
     repo.branches["resume"] = [Commit("theirs", {"thesis.pdf": File(b"theirs", False)}, "")]
     (publisher,) = machine.run.copies
     with pytest.raises(s8.RunError, match=r"holds files that are no run of s8lib's, such as thesis\.pdf"):
