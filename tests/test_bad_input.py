@@ -248,7 +248,7 @@ COMMANDS: list[Row] = [
         (f"{' '.join(parts)} --run of 300 letters", [*parts, "--run", "x" * 300], "File name too long")
         for parts in (
             ["train", "--data", "synthetic", "--device", "cpu"],
-            *(["evaluate"], ["predict", "cat.png"], ["export"], ["demo"]),
+            *(["evaluate"], ["export"], ["demo"]),
             *(["report", "--no-video"], ["publish", "--hub-repo", "tester/net"]),
         )
     ),
