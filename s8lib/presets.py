@@ -16,7 +16,7 @@ SEED_200 = dataclasses.replace(SEED_100.stretched(2), name="seed-200")
 # Tuned on two CPU cores; README has the measured accuracy and minutes.
 QUICK = Recipe(
     name="quick", model="resnet-11", batch_size=512, optimizer="muon",
-    epochs=9, phase1_epochs=4, patience=None,
+    epochs=9, phase1_epochs=5, patience=None,
     lr_start=0.01, lr_peak=0.7, lr_floor=0.0, lr_final=0.0, warmup_epochs=2.25, cycle_epochs=9, anneal="linear",
     nesterov=True, weight_decay=5e-4, label_smoothing=0.25, dropout=(0.0, 0.0), mixup_alpha=(0.0, 0.0),
     augmentation=("flip-crop", "flip-crop"), image_size=(24, 32),
