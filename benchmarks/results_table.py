@@ -140,7 +140,7 @@ def _measured(value: float | None, form: str, unit: str = "") -> str:
 def main() -> int:
     for page in (README, RESULTS):
         page.write_text(written(page), encoding="utf-8")
-    film = results()[0].folder / "epoch_log.mov"  # of which this is the last picture
+    film = min((ROOT / "results").rglob("epoch_log.mov"))  # of which this is the last picture
     subprocess.run(
         [get_ffmpeg_exe(), "-v", "error", "-y", "-sseof", "-0.2", "-i", film, "-update", "1", POSTER], check=True
     )

@@ -3,7 +3,9 @@
 import math
 from datetime import datetime, timedelta
 
-from s8lib.presets import QUICK
+import numpy as np
+
+from s8lib.presets import QUICK, REACHED
 from s8lib.recipe import Recipe
 
 LONG = 20 * 60  # seconds, from which on it is worth to say what would be shorter
@@ -56,6 +58,8 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
         elif lengths:
             epochs = f"{lengths[-1]} epoch{'s' * (lengths[-1] > 1)}"
             shorter = f"; a new run of {epochs} (--epochs {lengths[-1]}) would end within 20 min"
+            if recipe.name == QUICK.name and images == 50_000 and lengths[-1] >= min(REACHED):
+                shorter += f", at about {np.interp(lengths[-1], [*REACHED], [*REACHED.values()]):.0f}%"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""
     goes_on = f"goes on after epoch {done}: " if done else ""
     return f"{goes_on}about {in_words(seconds)}, {until(seconds)}{shorter}.{again}"

@@ -13,6 +13,7 @@ import pytest
 
 import s8lib as s8
 from benchmarks import results_table
+from s8lib.presets import REACHED
 
 ROOT = Path(s8.__file__).parents[1]
 PAGES = {page: page.read_text(encoding="utf-8") for page in (results_table.README, results_table.RESULTS)}
@@ -87,7 +88,7 @@ def test_a_row_tells_the_final_epoch_from_the_best_and_quotes_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page, run = tmp_path / "results" / "README.md", tmp_path / "results" / "quick-cpu" / "seed-0"
-    shutil.copytree(RUNS[0], run)
+    shutil.copytree(next(there for there in RUNS if there.parent.name == "quick-cpu"), run)
     rows = list(s8.EpochLog.read(run / "epoch_log.csv"))
     rows[-1] = dataclasses.replace(rows[-1], test_acc=50.0, test_top5=70.0)
     (run / "epoch_log.csv").write_text(s8.EpochLog(rows).to_csv())
@@ -122,7 +123,8 @@ def test_every_percentage_in_the_pages_is_in_some_run() -> None:
 @pytest.mark.parametrize("run", RUNS, ids=name_of)
 def test_a_result_is_of_the_preset_that_it_claims(run: Path) -> None:
     recipe = s8.Recipe.load(run / "recipe.json")
-    assert recipe == s8.PRESETS[recipe.name].with_settings({"seed": recipe.seed, "model": recipe.model})
+    preset = recipe.name.removesuffix(f"-{recipe.epochs}ep")
+    assert recipe == s8.choose_recipe(preset, model=recipe.model, seed=recipe.seed, epochs=recipe.epochs)
     assert run.name == f"seed-{recipe.seed}"
     assert run.parent.name.startswith(recipe.name)
 
@@ -142,6 +144,12 @@ def test_a_report_agrees_with_its_log_and_names_what_made_it() -> None:
         for which, row in (("final", log[-1]), ("best", log.best)):
             assert report[which]["epoch"] == row.epoch
             assert report[f"{which}_measured_again"]["top1"] == pytest.approx(row.test_acc, abs=0.05)
+
+
+def test_what_a_forecast_promises_was_measured() -> None:
+    logs = {run.parent.name: s8.EpochLog.read(run / "epoch_log.csv") for run in RUNS if run.name == "seed-0"}
+    measured = {len(log): round(log[-1].test_acc, 2) for name, log in logs.items() if name.startswith("quick-")}
+    assert {epochs: measured.get(epochs) for epochs in REACHED} == REACHED
 
 
 def test_readme_says_what_has_not_been_measured_and_nothing_that_has() -> None:
