@@ -47,7 +47,7 @@ def test_a_long_run_is_told_what_would_be_shorter() -> None:
 def test_the_run_that_would_end_within_twenty_minutes_is_the_longest_that_does(minutes: float) -> None:
     def told(epochs: int) -> str:
         recipe = s8.QUICK.stretched(epochs / s8.QUICK.epochs)
-        step = minutes / 14 * (recipe.at(0).image_size / 32) ** 2  # seconds
+        step = minutes / 12.5 * (recipe.at(0).image_size / 32) ** 2  # seconds
         return forecast(recipe, 0, step, 50_000, 10_000)
 
     named = re.search(r"a new run of (\d+) epochs? \(--epochs \1\) would", told(s8.QUICK.epochs))
