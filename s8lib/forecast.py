@@ -1,12 +1,15 @@
 """How long a run will take, from what its first steps took: said before it and after each epoch."""
 
+import contextlib
+import dataclasses
 import math
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from s8lib.presets import QUICK, REACHED
-from s8lib.recipe import Recipe
+from s8lib.recipe import Recipe, RecipeError
 
 LONG = 20 * 60  # seconds, from which on it is worth to say what would be shorter
 
@@ -37,6 +40,16 @@ def until(seconds: float) -> str:
     return f"until {end:%H:%M}" + (f" in {days} days" if days > 1 else " tomorrow" if days else "")
 
 
+def _longest(recipe: Recipe, duration: Callable[[Recipe], float]) -> int:
+    """The most epochs of the recipe, shortened, whose duration is below LONG, or 0."""
+    about = math.floor(recipe.epochs * LONG / duration(recipe))
+    with contextlib.suppress(RecipeError):  # what is set to the extreme cannot be shortened
+        for epochs in range(min(recipe.epochs - 1, about + 2), 0, -1):
+            if duration(recipe.stretched(epochs / recipe.epochs)) <= LONG:
+                return epochs
+    return 0
+
+
 def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: int) -> str:
     """A line for people: how long the epochs after `done` will take, and what would be shorter.
 
@@ -52,14 +65,14 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
 
     seconds, shorter = duration(recipe, done), ""
     if seconds > LONG and not done:
-        lengths = [n for n in range(1, recipe.epochs) if duration(recipe.stretched(n / recipe.epochs)) <= LONG]
         if recipe.model != QUICK.model:
             shorter = "; the recipe quick shows a result much sooner"
-        elif lengths:
-            epochs = f"{lengths[-1]} epoch{'s' * (lengths[-1] > 1)}"
-            shorter = f"; a new run of {epochs} (--epochs {lengths[-1]}) would end within 20 min"
-            if recipe.name == QUICK.name and images == 50_000 and lengths[-1] >= min(REACHED):
-                shorter += f", at about {np.interp(lengths[-1], [*REACHED], [*REACHED.values()]):.0f}%"
+        elif epochs := _longest(recipe, duration):
+            length = f"{epochs} epoch{'s' * (epochs > 1)} (--epochs {epochs})"
+            shorter = f"; a new run of {length} would end within 20 min"
+            as_measured = dataclasses.replace(recipe, seed=QUICK.seed) == QUICK and images == 50_000
+            if as_measured and epochs >= min(REACHED):
+                shorter += f", at about {np.interp(epochs, [*REACHED], [*REACHED.values()]):.0f}%"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""
     goes_on = f"goes on after epoch {done}: " if done else ""
     return f"{goes_on}about {in_words(seconds)}, {until(seconds)}{shorter}.{again}"

@@ -225,12 +225,14 @@ def read(
 
 
 def _check_may_make(who: dict[str, Any], repo_id: str) -> None:
-    """Raise HubError if the token, of which the Hub says `who`, may not make this repository."""
-    token = who.get("auth", {}).get("accessToken", {})  # an OAuth token has none
-    writes = {"read": False, "fineGrained": "repo.write" in str(token.get("fineGrained"))}
-    names = [who["name"].lower(), *(org["name"].lower() for org in who.get("orgs", ()))]
-    if not writes.get(token.get("role"), True) or repo_id.lower().partition("/")[0] not in names:
-        raise HubError(f"{repo_id} is not there and cannot be made{ADVICE[403]}")
+    """Raise HubError if the token, of which the Hub says `who`, may not make this repository, or not see it."""
+    token, owner = who.get("auth", {}).get("accessToken", {}), repo_id.lower().partition("/")[0]  # OAuth has none
+    names = {who["name"], *(org["name"] for org in who.get("orgs", ()) if org.get("roleInOrg") != "read")}
+    if token.get("role") == "fineGrained":  # what it may not see, private repositories, seems missing too
+        scopes = token.get("fineGrained", {}).get("scoped", ())
+        names &= {scope["entity"].get("name") for scope in scopes if "repo.write" in scope["permissions"]}
+    if token.get("role") == "read" or owner not in map(str.lower, names):
+        raise HubError(f"{repo_id} is not there for this token, which cannot make it{ADVICE[403]}")
 
 
 def send(api: HfApi, repo_id: str, files: dict[str, tuple[str, str]], outdated: list[str], **commit: Any) -> str:

@@ -39,6 +39,7 @@ LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone")
 def ranks_to_start(recipe: Recipe, device: str | torch.device | None, say: Callable[[str], None]) -> int:
     """In a notebook one for each GPU, or as many as $S8_RANKS says; 0 where this process trains alone."""
     named = os.environ.get(RANKS)
+    device = device or os.environ.get("S8_DEVICE") or None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not (named or in_notebook()):
         return 0  # this is a rank, or a program, which torchrun can start
     if named and not named.isdecimal():

@@ -163,8 +163,8 @@ class Endpoints:
     def _check_write(self, request: Request, name: str) -> None:
         token = self._auth(request).get("accessToken", {"role": "write"})
         scoped = token.get("fineGrained", {}).get("scoped", [])
-        writes = token["role"] == "write" or any("repo.write" in scope["permissions"] for scope in scoped)
-        if not writes or name.split("/")[0] not in (USER, ORG):
+        owners = [scope["entity"]["name"] for scope in scoped if "repo.write" in scope["permissions"]]
+        if not (token["role"] == "write" or name.split("/")[0] in owners) or name.split("/")[0] not in (USER, ORG):
             raise Refusal(403, "You don't have the rights to write here")
 
     def _repo(self, name: str, kind: str = "models", prefix: str = "") -> Repo:

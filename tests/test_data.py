@@ -314,7 +314,7 @@ def test_toronto_follows_the_hub_and_leaves_nothing_when_it_is_cut(
     assert "corrupted" in failed.error
     assert "S8_DATA" in failed.error
     assert "\n" not in failed.error
-    assert failed.printed.count("503") == 1  # said once when the second is tried, and in the error
+    assert failed.printed.count("503 Service") == 1  # said once when the second is tried, and in the error
     assert "corrupted" not in failed.printed
     assert visible(tmp_path) == []
     assert not (tmp_path / ".toronto").exists()

@@ -645,3 +645,15 @@ def test_a_run_resumed_from_the_drive_alone_equals_the_uninterrupted_one(
     found = outcome(tmp_path / "new")
     assert_same_bits(found | {"kept": None}, uninterrupted | {"kept": None})
     assert "holds the checkpoints of epochs" in lines[-1]
+
+
+def test_a_save_that_is_damaged_here_and_there_keeps_nobody_from_taking_the_run_over(
+    machine: Callable[..., Machine], kept: Path
+) -> None:
+    first = machine().until(3)
+    for folder in (first.path, kept / "run"):
+        os.truncate(folder / "checkpoints" / "epoch_003.pt", 10)
+    second = machine(first.path)
+    assert second.resumed() == 2
+    second.run.claim()
+    assert DriveFolder(kept / "run").manifest().writer == second.run.writer

@@ -57,6 +57,11 @@ def test_the_run_that_would_end_within_twenty_minutes_is_the_longest_that_does(m
     assert (int(named[1]) if named else None) == (max(within) if within else None)
 
 
+@pytest.mark.parametrize("changed", [{"lr_peak": 0.1}, {"cycle_epochs": 0.01}, {"name": "x" * 99}])
+def test_of_a_recipe_of_ones_own_no_accuracy_is_promised(changed: dict[str, object]) -> None:
+    assert "at about" not in forecast(s8.QUICK.with_settings(changed), 0, 1.5, 50_000, 10_000)
+
+
 def test_a_run_says_how_long_it_will_take_and_after_each_epoch_what_is_left(tiny: s8.Cifar100) -> None:
     lines: list[str] = []
     train(None, tiny, lines=lines)

@@ -24,7 +24,7 @@ from s8lib.publish.publisher import FIRST_PAUSE, fetch_run
 from s8lib.run.copies import RETRIES
 from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
 from s8lib.run.place import Sending
-from tests.hub_endpoints import FINE, FINE_READ, OAUTH, READ, WRITE, Commit, File, Repo
+from tests.hub_endpoints import FINE, FINE_READ, OAUTH, ORG, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, in_process, until
 from tests.local_hub import LocalHub, serve
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, outcome, train
@@ -278,6 +278,7 @@ BAD = [
     ({"token": "hf_nobodyKnows"}, "this token is not valid: make one with write access"),
     ({"token": READ}, "this token may not do this: give it write access at"),
     ({"token": FINE_READ}, "give it write access at"),
+    ({"token": FINE, "repo_id": f"{ORG}/net"}, "is not there for this token"),
     ({"token": "hf_two words"}, "holds a character that no token of the Hub has"),
     ({"repo_id": "nobody/net"}, ", or use your own namespace"),
     ({"repo_id": "net"}, "'net' is no name of a repository: write USER/NAME"),

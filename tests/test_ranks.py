@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import s8lib as s8
 from s8lib.data.batches import plan_epoch
-from s8lib.launch import RANKS
+from s8lib.launch import RANKS, ranks_to_start
 from s8lib.machine.ranks import ALONE, Ranks
 from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
@@ -167,6 +167,15 @@ def test_a_rank_that_ends_alone_says_from_where_the_run_goes_on(
     monkeypatch.setenv(RANKS, "2")
     with pytest.raises(s8.RunFault, match="too small .*; the last good checkpoint is epoch 1 in"):
         train(tmp_path, tiny, model=TooLarge(10, 1), recipe=recipe(**SHORT))
+
+
+def test_the_device_that_the_environment_names_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s8lib.launch.in_notebook", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
+    for named, ranks in (("cpu", 0), ("cuda:1", 0), ("", 2)):
+        monkeypatch.setenv("S8_DEVICE", named)
+        assert ranks_to_start(s8.SEED_100, None, print) == ranks
 
 
 def test_a_batch_that_ranks_cannot_share_is_trained_by_one(

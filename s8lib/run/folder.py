@@ -131,12 +131,12 @@ class RunFolder(RunReader):
 
     def claim(self) -> None:
         """From now on this process saves here: another one that still trains this run stops at its next save."""
-        manifest = self.manifest()
+        manifest = dataclasses.replace(self.manifest(), writer=self.writer)
         files = {name: content for name, content in manifest.files.items() if name not in self._passed_over}
         with self._writing("this start"):
-            self._commit(dataclasses.replace(manifest, files=files, writer=self.writer))
+            self._commit(dataclasses.replace(manifest, files=files))
         for copies in self.copies:
-            copies.claim(self)
+            copies.claim(self, manifest)  # with what was passed over: it may be there too
 
     def save(self, checkpoint: Checkpoint, save_best: Write | None = None) -> None:
         """Save `checkpoint`, its log as `epoch_log.csv` and, if given, new best weights.
