@@ -138,7 +138,7 @@ def test_a_branch_of_that_name_that_is_not_ours_is_left_alone(hub: LocalHub, tmp
     repo.branches["resume"] = [Commit("theirs", {"thesis.pdf": File(b"theirs", False)}, "")]
     (publisher,) = machine.run.copies
     with pytest.raises(s8.RunError, match=r"holds files that are no run of s8lib's, such as thesis\.pdf"):
-        publisher.claim(machine.run, machine.run.manifest())
+        publisher.claim(machine.run)
     machine.run.sync()
     assert [commit.title for commit in repo.branches["resume"]] == ["theirs"]
     assert hub.commits(NAME) == []

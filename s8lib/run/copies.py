@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from s8lib.machine.progress import byte_bar
-from s8lib.run import save as saves
 from s8lib.run.folder import RunFolder
 from s8lib.run.place import Place, Sending, bring
-from s8lib.run.save import CARD, CONFIG, FULL, LOG, NEW, OUTGOING, WEIGHTS, Manifest, RunError, RunFault, holds
+from s8lib.run.save import CARD, CONFIG, FULL, LOG, NEW, OUTGOING, WEIGHTS, RunError, RunFault, content_of, holds
 
 TICK = 0.1  # seconds between two looks at a copy that is waited for
 TOLD_EVERY = 30.0  # seconds, where no bar is seen
@@ -72,10 +71,10 @@ class Copies:
                 run.say(f"{place.title}: cannot be read ({error}); it is tried again in {pauses[0]:.0f} s")
             time.sleep(pauses.pop(0))
 
-    def claim(self, run: RunFolder, manifest: Manifest) -> None:
-        """Tell the place that this process goes on with the run, of which `manifest` was the newest save."""
+    def claim(self, run: RunFolder) -> None:
+        """Tell the place that this process goes on with the run."""
         try:
-            if self.place.claim(manifest) not in self._own:
+            if self.place.claim(run.manifest()) not in self._own:
                 run.say(f"{self.place.title}: the run is this machine's now; one that still trains it stops")
         except OSError as error:
             if not self._failures:  # else it has been said
@@ -214,7 +213,7 @@ def stage(place: Place, run: RunFolder, extras: Mapping[str, Path | str | bytes]
                 _link(source, target) if name in saved else shutil.copyfile(source, target)
             else:
                 target.write_bytes(source.encode() if isinstance(source, str) else source)
-        files = {name: saves.content_of(folder / name) for name in sources.keys() - saved - {CARD}}
+        files = {name: content_of(folder / name) for name in sources.keys() - saved - {CARD}}
         files |= {name: manifest.files[name] for name in saved}
         manifest = dataclasses.replace(manifest, files=files, best_epoch=manifest.best_epoch if best else None)
     except BaseException:

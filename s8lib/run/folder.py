@@ -131,12 +131,15 @@ class RunFolder(RunReader):
 
     def claim(self) -> None:
         """From now on this process saves here: another one that still trains this run stops at its next save."""
-        manifest = dataclasses.replace(self.manifest(), writer=self.writer)
-        files = {name: content for name, content in manifest.files.items() if name not in self._passed_over}
         with self._writing("this start"):
-            self._commit(dataclasses.replace(manifest, files=files))
+            self._commit(dataclasses.replace(self.manifest(), writer=self.writer))
         for copies in self.copies:
-            copies.claim(self, manifest)  # with what was passed over: it may be there too
+            copies.claim(self)
+        if self._passed_over:  # named until now, as it may be the newest there
+            manifest = self.manifest()
+            files = {name: content for name, content in manifest.files.items() if name not in self._passed_over}
+            with self._writing("this start"):
+                self._commit(dataclasses.replace(manifest, files=files))
 
     def save(self, checkpoint: Checkpoint, save_best: Write | None = None) -> None:
         """Save `checkpoint`, its log as `epoch_log.csv` and, if given, new best weights.
