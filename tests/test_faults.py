@@ -160,7 +160,10 @@ def test_who_takes_a_run_over_on_drive_says_so_and_who_goes_on_with_its_own_does
 
 
 def test_a_manifest_deleted_between_a_save_and_its_copy_is_a_fault_and_not_bad_input(tmp_path: Path) -> None:
-    run = Drive(tmp_path).machine().until(2).run
+    place = Drive(tmp_path)
+    machine = place.machine().until(2)
+    place.keep(machine)
+    run = machine.run
     text = (run.path / MANIFESTS[0]).read_bytes()
     with pytest.raises(s8.RunFault, match="is missing"), run.lock():
         (run.path / MANIFESTS[0]).unlink()
