@@ -62,12 +62,28 @@ class Muon(torch.optim.SGD):
 
 
 def orthogonalised(bank: Tensor, precision: torch.dtype) -> Tensor:
-    """Roughly U V' of the singular value decomposition U S V' of `bank` [out, in, h, w], by Newton and Schulz."""
-    matrix = bank.flatten(1)
+    """Roughly U V' of the singular value decomposition U S V' of `bank` [out, in, h, w], by Newton and Schulz.
+
+    Each iteration multiplies the matrix by a polynomial of its Gram matrix. Those are smaller than the matrix, so
+    the polynomials are multiplied first.
+    """
+    matrix = bank.permute(0, 2, 3, 1).flatten(1)  # as channels-last weights lie; the order of columns is free
     matrix = (matrix / (matrix.norm() + 1e-7)).to(precision)  # before, fp16 might not hold numbers so small
     wide = matrix if len(matrix) <= matrix.shape[1] else matrix.T
+    gram = wide @ wide.T
+    product = factor = _polynomial(gram)
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
+    wide = product @ wide
+    out, channels, height, width = bank.shape
+    orthogonal = wide if wide.shape == matrix.shape else wide.T
+    return orthogonal.to(bank.dtype).reshape(out, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _polynomial(gram: Tensor) -> Tensor:
     a, b, c = NEWTON_SCHULZ
-    for _ in range(ITERATIONS):
-        gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return (wide if wide.shape == matrix.shape else wide.T).to(bank.dtype).view_as(bank)
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor

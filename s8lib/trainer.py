@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, amp, nn, optim
@@ -24,7 +25,7 @@ from s8lib.machine.device import autocast, compile_or_eager, environment, pick_c
 from s8lib.machine.progress import progress_bar, tell
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
-from s8lib.models.architectures import masks_of
+from s8lib.models.architectures import algorithms_of
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer
@@ -135,12 +136,14 @@ def train(
         if use_compile:
             loss_of = compile_or_eager(eager, partial(session.try_out, network, model, ends, ranks), ranks, say)
 
-        own = masks_of(model, device), deterministic, sync_batchnorm
-        used = arithmetic(device, precision, loss_of is not eager, ranks.world, *own)
+        own: dict[str, Any] = {"sync_batchnorm": sync_batchnorm, **algorithms_of(model, device, precision)}
+        own["Newton-Schulz"] = "by Gram matrices" if recipe.optimizer == "muon" else "plain"
+        compiled = loss_of is not eager
+        used = arithmetic(device, precision, compiled, ranks.world, deterministic, **own)
         if saved:
             tell_what_differs(saved.arithmetic, used, say)
         if run:
-            settings = {"precision": precision, "compile": loss_of is not eager, "deterministic": deterministic}
+            settings = {"precision": precision, "compile": compiled, "deterministic": deterministic}
             settings |= {"ranks": ranks.world, "data": data.name, "test_images": len(data.test)}
             run.begin_session(recipe, settings | environment(device))
         say(f"{recipe.name}, {model.name}, {len(train_set):,} training images: {data.source}")

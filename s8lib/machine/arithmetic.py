@@ -9,16 +9,22 @@ import torch
 
 from s8lib.machine.device import pick_precision
 
-BEFORE = {"dropout masks": "torch", "mixup partners": "of a rank's share"}  # what a save had that does not tell
+FAR = ("dropout masks", "mixup partners", "sync_batchnorm", "ranks")  # these change more than the last bits
+# What a save had that does not tell.
+BEFORE = {
+    "dropout masks": "torch",
+    "mixup partners": "of a rank's share",
+    "small convolutions": "torch",
+    "Newton-Schulz": "plain",
+}
 
 
 def arithmetic(
-    device: torch.device, precision: str, compiled: bool, ranks: int, masks: str, deterministic: bool, sync: bool
+    device: torch.device, precision: str, compiled: bool, ranks: int, deterministic: bool, **algorithms: str | bool
 ) -> dict[str, Any]:
     """All of it, in primitives: two trainings with the same values, data and seed give the same bits.
 
-    `masks` is what draws dropout's; `sync` is SyncBatchNorm, over all ranks. On a CPU all algorithms are
-    deterministic.
+    `algorithms` are those that depend on the network and the recipe. On a CPU all are deterministic.
     """
     has = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported(), "amx": torch.cpu._is_amx_tile_supported()}
     # What torch's own kernels and oneDNN's are chosen by.
@@ -31,10 +37,9 @@ def arithmetic(
         "torch": str(torch.__version__),  # a subclass of str would need a pickle
         "compiled": compiled,
         "ranks": ranks,
-        "dropout masks": masks,
         "mixup partners": "of the batch",
-        "sync_batchnorm": sync,
         "deterministic": deterministic or device.type == "cpu",
+        **algorithms,
     }
 
 
@@ -69,6 +74,6 @@ def tell_what_differs(saved: Mapping[str, Any], here: Mapping[str, Any], say: Ca
     saved = {**BEFORE, **alone, **saved}
     differing = [f"{key} {saved[key]!r}, now {now!r}" for key, now in here.items() if saved.get(key, now) != now]
     if differing:
-        far = any(saved.get(key, here[key]) != here[key] for key in (*BEFORE, "sync_batchnorm", "ranks"))
+        far = any(saved.get(key, here[key]) != here[key] for key in FAR)
         bits = "" if far else " in their last bits"
         say(f"NOTE: weights will differ{bits} from an uninterrupted run's: {'; '.join(differing)}")
