@@ -50,9 +50,9 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         # Not where the network is exported or compiled: torch knows better what it makes of its own convolutions.
         ours = (self.training or torch.is_inference_mode_enabled()) and not torch.compiler.is_compiling()
-        if ours and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
-            if min(self.kernel_size) > 1 and x.shape[-1] <= LARGEST_MAP and len(x) >= LEAST_BATCH:
-                return _ToomCook.apply(x, self.weight, self.padding[0])
+        fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if ours and x.is_cpu and fp32 and x.shape[-1] <= LARGEST_MAP and len(x) >= LEAST_BATCH:
+            return _ToomCook.apply(x, self.weight, self.padding[0])
         return super().forward(x)
 
 
@@ -261,7 +261,8 @@ class ResNet11(nn.Module):
 
 def _dirac(in_channels: int, out_channels: int, side: int) -> nn.Conv2d:
     """A convolution that starts by passing on its input, in as many channels as there are."""
-    conv = Conv2d(in_channels, out_channels, side, padding=side // 2 if side % 2 else 0, bias=False)
+    kind = Conv2d if side > 1 else nn.Conv2d
+    conv = kind(in_channels, out_channels, side, padding=side // 2 if side % 2 else 0, bias=False)
     nn.init.dirac_(conv.weight[:in_channels].data)
     return conv
 
