@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 import s8lib as s8
 from s8lib.data.augment import normalize
+from s8lib.machine.arithmetic import arithmetic, tell_what_differs
+from s8lib.models import architectures
 from s8lib.optimizer import Muon, make_optimizer, orthogonalised
 from tests.runs import Cut, assert_same_bits, outcome, recipe, train
 
@@ -105,6 +108,69 @@ def test_it_takes_images_of_every_size_that_it_is_trained_with(side: int) -> Non
     assert s8.build_model("resnet-11", 7)(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("taps", "padding"), [(3, 1), (2, 0)])
+@pytest.mark.parametrize("side", range(2, architectures.LARGEST_MAP + 1))
+def test_small_maps_are_convolved_as_torch_does(side: int, taps: int, padding: int) -> None:
+    conv = architectures.Conv2d(6, 5, taps, padding=padding, bias=False)
+    x = torch.randn(architectures.LEAST_BATCH, 6, side, side, requires_grad=True)
+    exact = x.detach().double().requires_grad_(), conv.weight.detach().double().requires_grad_()
+    out, expected = conv(x), F.conv2d(*exact, padding=padding)
+    assert "ToomCook" in str(out.grad_fn)
+    gradient = torch.randn_like(out)
+    out.backward(gradient)
+    expected.backward(gradient.double())
+    for found, wanted in ((out, expected), (x.grad, exact[0].grad), (conv.weight.grad, exact[1].grad)):
+        assert wanted is not None
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-4 * float(wanted.std()))
+
+
+def test_all_else_is_torchs_own_convolution() -> None:
+    conv = architectures.Conv2d(6, 5, 3, padding=1, bias=False)
+    x = torch.randn(architectures.LEAST_BATCH, 6, 4, 4)
+
+    def same(x: torch.Tensor) -> bool:
+        return torch.equal(conv(x), F.conv2d(x, conv.weight.to(x.dtype), padding=1))
+
+    assert not same(x)
+    assert same(x[1:]), "a batch too small to pay for it"
+    assert same(torch.randn(len(x), 6, 9, 9)), "maps too large"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(x.bfloat16())
+        assert conv(x).dtype == torch.bfloat16
+    conv.eval()
+    assert same(x), "outside inference mode it may be exported"
+    with torch.inference_mode():
+        assert not same(x)
+
+
+@pytest.mark.parametrize("side", [20, 24, 32])
+def test_training_has_the_loss_and_the_gradients_of_the_network_in_float64(side: int) -> None:
+    images = torch.randn(architectures.LEAST_BATCH, 3, side, side)
+    labels = torch.arange(len(images)) % 100
+    model = s8.build_model("resnet-11", seed=0)
+    model.start_from(images)
+    exact = copy.deepcopy(model).double()
+    losses = [F.cross_entropy(net(x), labels) for net, x in ((model, images), (exact, images.double()))]
+    for loss in losses:
+        loss.backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    for (name, weight), wanted in zip(model.named_parameters(), exact.parameters(), strict=True):
+        if wanted.grad is not None:
+            error = (weight.grad.double() - wanted.grad).norm() / wanted.grad.norm()
+            assert error < 1e-2, name  # where the maximum falls on another pixel, a gradient goes elsewhere
+
+
+def test_a_save_of_before_goes_on_and_tells_that_its_last_bits_differ(tiny: s8.Cifar100) -> None:
+    own = architectures.algorithms_of(started(tiny), CPU, "fp32") | {"Newton-Schulz": "by Gram matrices"}
+    here = arithmetic(CPU, "fp32", False, 1, False, sync_batchnorm=False, **own)
+    lines: list[str] = []
+    tell_what_differs({name: here[name] for name in here.keys() - own.keys()}, here, lines.append)
+    assert lines == [
+        "NOTE: weights will differ in their last bits from an uninterrupted run's: "
+        "small convolutions 'torch', now 'Toom-Cook'; Newton-Schulz 'plain', now 'by Gram matrices'"
+    ]
+
+
 @pytest.mark.parametrize(("kind", "package"), [("onnx", "onnxscript"), ("program", "torch")])
 def test_it_can_be_exported_and_is_verified(tmp_path: Path, tiny: s8.Cifar100, kind: str, package: str) -> None:
     pytest.importorskip(package)
@@ -186,7 +252,11 @@ def test_an_fp16_step_that_overflows_changes_nothing(tiny: s8.Cifar100) -> None:
 # a run
 
 
-def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path: Path, few: s8.Cifar100) -> None:
+def test_an_interrupted_run_equals_an_uninterrupted_one(
+    tmp_path: Path, few: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(architectures, "LEAST_BATCH", FAST.batch_size)
+
     def model() -> Any:
         return s8.build_model("resnet-11", seed=0)
 
