@@ -21,6 +21,8 @@ from s8lib.run.checkpoint import Checkpoint, EpochLog
 from s8lib.run.folder import RunFolder, Write, how_to_go_on
 from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, RunFault, holds
 
+LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
+
 
 def check_fit(
     recipe: Recipe, model: Network, data: Cifar100, images: int, ranks: Ranks, sync: bool, device: torch.device
@@ -184,11 +186,7 @@ def check_health(losses: Tensor, scale: float, epoch: int, ranks: Ranks, writer:
 
 
 def try_out(
-    network: nn.Module,
-    model: Network,
-    plans: Sequence[EpochPlan],
-    ranks: Ranks,
-    loss_of: Callable[[Batch], tuple[Tensor, Tensor]],
+    network: nn.Module, model: Network, plans: Sequence[EpochPlan], ranks: Ranks, loss_of: LossOf
 ) -> float:
     """Run the first step of each of `plans` forward and backward, which compiles it; the seconds of the last.
 
