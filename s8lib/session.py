@@ -99,8 +99,7 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint) -> None:
     weights_hold = WEIGHTS in manifest.files and holds(run.find(WEIGHTS), manifest.files[WEIGHTS])
     checkpoint = saved if saved.epoch == epoch else run.checkpoint(epoch)
     if checkpoint:
-        weights = checkpoint.model
-        run.renew(lambda new: save_model(model, new / "best", weights), best_epoch=epoch)
+        run.renew(lambda new: save_model(model, new / "best", checkpoint.model), best_epoch=epoch)
     elif manifest.best_epoch == epoch and weights_hold:
         run.renew(lambda new: save_config(model, new / "best"))
     else:
