@@ -256,7 +256,7 @@ def restoring_the_start(model: nn.Module, log: EpochLog, run: RunFolder | None) 
 
 @contextlib.contextmanager
 def telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Say, when Ctrl-C or SIGTERM ends the block, from where the same command goes on."""
+    """Say, when Ctrl-C, SIGTERM or a GPU that is too small ends the block, from where the same command goes on."""
     try:
         yield
     except KeyboardInterrupt:
