@@ -240,17 +240,16 @@ def restoring_the_start(model: nn.Module, log: EpochLog, run: RunFolder | None) 
     A diverged run gives them back in any case.
     """
     start = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    diverged = False
     try:
         yield
     except NonFiniteLoss:
-        diverged = True
+        model.load_state_dict(start)
         raise
     finally:
         done = len(log)
         with contextlib.suppress(RunError):
             done = run.manifest().epoch if run else done
-        if diverged or not done:
+        if not done:
             model.load_state_dict(start)
 
 
