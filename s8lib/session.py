@@ -21,6 +21,8 @@ from s8lib.run.checkpoint import Checkpoint, EpochLog
 from s8lib.run.folder import RunFolder, Write, how_to_go_on
 from s8lib.run.save import CONFIG, LOG, WEIGHTS, RunError, RunFault, holds
 
+LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
+
 
 def check_fit(
     recipe: Recipe, model: Network, data: Cifar100, images: int, ranks: Ranks, sync: bool, device: torch.device
@@ -97,8 +99,7 @@ def _heal(run: RunFolder, model: Network, saved: Checkpoint) -> None:
     weights_hold = WEIGHTS in manifest.files and holds(run.find(WEIGHTS), manifest.files[WEIGHTS])
     checkpoint = saved if saved.epoch == epoch else run.checkpoint(epoch)
     if checkpoint:
-        weights = checkpoint.model
-        run.renew(lambda new: save_model(model, new / "best", weights), best_epoch=epoch)
+        run.renew(lambda new: save_model(model, new / "best", checkpoint.model), best_epoch=epoch)
     elif manifest.best_epoch == epoch and weights_hold:
         run.renew(lambda new: save_config(model, new / "best"))
     else:
@@ -184,11 +185,7 @@ def check_health(losses: Tensor, scale: float, epoch: int, ranks: Ranks, writer:
 
 
 def try_out(
-    network: nn.Module,
-    model: Network,
-    plans: Sequence[EpochPlan],
-    ranks: Ranks,
-    loss_of: Callable[[Batch], tuple[Tensor, Tensor]],
+    network: nn.Module, model: Network, plans: Sequence[EpochPlan], ranks: Ranks, loss_of: LossOf
 ) -> float:
     """Run the first step of each of `plans` forward and backward, which compiles it; the seconds of the last.
 
@@ -243,23 +240,22 @@ def restoring_the_start(model: nn.Module, log: EpochLog, run: RunFolder | None) 
     A diverged run gives them back in any case.
     """
     start = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
-    diverged = False
     try:
         yield
     except NonFiniteLoss:
-        diverged = True
+        model.load_state_dict(start)
         raise
     finally:
         done = len(log)
         with contextlib.suppress(RunError):
             done = run.manifest().epoch if run else done
-        if diverged or not done:
+        if not done:
             model.load_state_dict(start)
 
 
 @contextlib.contextmanager
 def telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Say, when Ctrl-C or SIGTERM ends the block, from where the same command goes on."""
+    """Say, when Ctrl-C, SIGTERM or a GPU that is too small ends the block, from where the same command goes on."""
     try:
         yield
     except KeyboardInterrupt:

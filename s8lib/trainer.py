@@ -34,11 +34,10 @@ from s8lib.run.checkpoint import Checkpoint, Epoch, EpochLog, selector, snapshot
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
 from s8lib.run.save import RunError, identity_of
-from s8lib.session import Writer
+from s8lib.session import LossOf, Writer
 
 CHECK_EVERY = 50  # steps between looks at the loss; each look makes the host wait for the device
 STARTS_FROM = 5000  # training images that a network may take first weights from
-LossOf = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
 def train(

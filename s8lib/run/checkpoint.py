@@ -155,8 +155,7 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write it. What the disk refuses is the context of torch's RuntimeError."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["log"] = [dataclasses.asdict(row) for row in self.log]
+        values = vars(self) | {"log": [dataclasses.asdict(row) for row in self.log]}
         with open(path, "wb") as file:  # torch itself would open it without an OSError to show
             torch.save(values, file)
 

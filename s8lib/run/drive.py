@@ -59,8 +59,7 @@ class DriveFolder(Place):
         """Read the newest manifest that is whole."""
         before, self._copies = self._manifest, {}
         if self.path.name in os.listdir(self.path.parent):  # fails where the Drive is gone
-            copies = {name: self._read_manifest(name) for name in MANIFESTS}
-            self._copies = {name: found for name, found in copies.items() if found}
+            self._copies = {name: found for name in MANIFESTS if (found := self._read_manifest(name))}
             # A first copy that was cut off leaves one checkpoint that no manifest names.
             if not self._manifest.checkpoints and len(self._names("checkpoints")) > (1 if self._copies else 0):
                 raise OSError(errno.EIO, "it holds checkpoints, but no manifest that names them")
@@ -212,7 +211,6 @@ class DriveFolder(Place):
         return self._seen[name] == content.sha256
 
     def _has(self, name: str, content: Content) -> bool:
-        """Whether the Drive has a file of this name and size."""
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.path / name).st_size == content.bytes
         return False

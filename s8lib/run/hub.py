@@ -6,8 +6,6 @@ history, which would keep every checkpoint there ever was. It is written first, 
 commits costs no epoch. The weights move once: the Hub takes a file that it holds without its bytes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re

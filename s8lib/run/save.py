@@ -110,7 +110,7 @@ class Manifest:
         seal = values.pop("sha256", None)
         if (seal is not None or version != 1) and _sealed(values) != text:
             raise ValueError("a part of it is missing or changed")
-        values = _from_format_1(values) if version == 1 else {k: v for k, v in values.items() if k != "format"}
+        values = _from_format_1(values) if version == 1 else values
         return check(cls, json.dumps(values).encode(), ValueError)
 
 
