@@ -41,7 +41,7 @@ def until(seconds: float) -> str:
 
 
 def _longest(recipe: Recipe, duration: Callable[[Recipe], float]) -> int:
-    """The most epochs of the recipe, shortened, whose duration is below LONG, or 0."""
+    """The most epochs of the recipe, shortened, whose duration is at most LONG, or 0."""
     about = math.floor(recipe.epochs * LONG / duration(recipe))
     with contextlib.suppress(RecipeError):  # what is set to the extreme cannot be shortened
         for epochs in range(min(recipe.epochs - 1, about + 2), 0, -1):

@@ -113,6 +113,13 @@ def test_no_label_of_the_schedule_hangs_over_its_panel() -> None:
             assert panel.y0 - 1 <= label.y0 <= label.y1 <= panel.y1 + 1, ax.get_ylabel()
 
 
+def test_a_dollar_in_a_name_is_drawn_as_it_is_and_begins_no_formula() -> None:
+    recipe = dataclasses.replace(s8.QUICK, name="cost$a_$")
+    for figure in (report.curves(made_up_log(recipe), recipe), report.schedule(recipe)):
+        assert figure._repr_png_()
+        assert figure.get_suptitle().startswith("cost$a_$")
+
+
 @pytest.mark.parametrize("epochs", [1, 37, 100])
 def test_the_curves_show_the_logs_numbers_however_far_the_run_has_come(epochs: int) -> None:
     log = made_up_log(s8.SEED_100, epochs)

@@ -25,9 +25,9 @@ class Evaluation:
     """What a network answers to the images of `split`, all on the CPU.
 
     Attributes:
-        logits: [N, 100] float32.
+        logits: [N, classes] float32.
         metrics: of `logits`, over all of `split`.
-        superclass_of: [100] int64, each class's superclass; -1 for a class that `split` has no image of.
+        superclass_of: [classes] int64, each class's superclass; -1 for a class that `split` has no image of.
         confidence: [N] float32, the probability of the class that is predicted.
         predicted: [N] int64.
         correct: [N] bool.

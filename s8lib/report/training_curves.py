@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
     with replacing(path) as partial:
         try:
             with rc_context({"animation.ffmpeg_path": ffmpeg}), film.saving(figure, partial, SCREEN_DPI):
-                for _ in _pages(figure, log, recipe):
+                for last in progress_bar(range(1, len(log) + 1), "epoch_log.mov"):
+                    _draw_page(figure, recipe, EpochLog(log[:last]), log)
                     film.grab_frame()
             if b"moov" not in partial.read_bytes()[:64]:  # moving the index to the front is ffmpeg's last step
                 raise OSError("its index is missing")
@@ -110,36 +111,33 @@ def video(log: EpochLog, recipe: Recipe, path: str | Path) -> Path:
     return path
 
 
-def _pages(figure: Figure, log: EpochLog, recipe: Recipe) -> Iterator[None]:
-    """Draw on `figure` what was known after the first epoch, then after the second, and so on to the last."""
+def _draw_page(figure: Figure, recipe: Recipe, log: EpochLog, whole: EpochLog) -> None:
+    """Draw one picture of the film of `whole` on `figure`: what was known after the epochs of `log`."""
     place = {"left": 0.055, "right": 0.60, "top": 0.88, "bottom": 0.08}
     beside: dict[str, Any] = {"x": 0.635, "color": INK, "va": "top"}
-    for last in progress_bar(range(1, len(log) + 1), "epoch_log.mov"):
-        shown = EpochLog(log[:last])
-        row = shown[-1]
-        for artist in (*figure.axes, *figure.texts):
-            artist.remove()
-        plot_curves(figure.subplots(**PANELS, gridspec_kw=place), recipe, shown, log)
-        title = f"{recipe.name}, {recipe.model}, seed {recipe.seed}"
-        figure.text(0.055, 0.945, title, fontsize=15, weight="bold", color=INK)
-        where = f"epoch {row.epoch} of {recipe.epochs}, phase {row.phase}"
-        figure.text(y=0.88, s=where, fontsize=20, weight="bold", **beside)
-        knobs = (
-            f"test accuracy {row.test_acc:.2f}%, best so far {shown.best.test_acc:.2f}%\n"
-            f"learning rate {row.lr:.5f}, dropout {row.dropout:g}\n"
-            f"MixUp α {row.mixup_alpha:g}, augmentation {row.augmentation}\n"
-            f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s for this epoch"
-        )
-        figure.text(y=0.80, s=knobs, fontsize=13, linespacing=1.5, **beside)
-        lines = ["epoch  train loss  acc %   test loss  acc %"] + [
-            f"{row.epoch:5d}{'*' if row is shown.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.2f}"
-            f"{row.test_loss:12.3f}  {row.test_acc:5.2f}"
-            for row in shown[-ROWS:]
-        ]
-        figure.text(y=0.54, s="\n".join(lines), fontsize=11.5, family="monospace", linespacing=1.5, **beside)
-        caveat = "train: on augmented batches while the network changes;\nnot comparable with test"
-        figure.text(0.635, 0.055, caveat, color=FAINT)
-        yield
+    row = log[-1]
+    for artist in (*figure.axes, *figure.texts):
+        artist.remove()
+    plot_curves(figure.subplots(**PANELS, gridspec_kw=place), recipe, log, whole)
+    title = f"{recipe.name}, {recipe.model}, seed {recipe.seed}"
+    figure.text(0.055, 0.945, title, fontsize=15, weight="bold", color=INK)
+    where = f"epoch {row.epoch} of {recipe.epochs}, phase {row.phase}"
+    figure.text(y=0.88, s=where, fontsize=20, weight="bold", **beside)
+    knobs = (
+        f"test accuracy {row.test_acc:.2f}%, best so far {log.best.test_acc:.2f}%\n"
+        f"learning rate {row.lr:.5f}, dropout {row.dropout:g}\n"
+        f"MixUp α {row.mixup_alpha:g}, augmentation {row.augmentation}\n"
+        f"{row.images_per_s:,.0f} images/s, {row.seconds:.1f} s for this epoch"
+    )
+    figure.text(y=0.80, s=knobs, fontsize=13, linespacing=1.5, **beside)
+    lines = ["epoch  train loss  acc %   test loss  acc %"] + [
+        f"{row.epoch:5d}{'*' if row is log.best else ' '}{row.train_loss:11.3f}  {row.train_acc:5.2f}"
+        f"{row.test_loss:12.3f}  {row.test_acc:5.2f}"
+        for row in log[-ROWS:]
+    ]
+    figure.text(y=0.54, s="\n".join(lines), fontsize=11.5, family="monospace", linespacing=1.5, **beside)
+    caveat = "train: on augmented batches while the network changes;\nnot comparable with test"
+    figure.text(0.635, 0.055, caveat, color=FAINT)
 
 
 def plot_curves(
