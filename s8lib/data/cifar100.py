@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from s8lib.data.download import DataError, find, missing_of
 from s8lib.data.download import download as download_into
-from s8lib.hub_client import one_line
-from s8lib.validation import user_path
+from s8lib.validation import one_line, user_path
 
 # Each superclass and its classes. Labels count both in alphabetical order, which the digests below fix, so no file
 # is asked for its names.
