@@ -149,10 +149,9 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     Raises DataError, naming the file and what to do, for anything missing, damaged or different.
     """
     folder, named_by = _folder(root)
-    files = find(folder)
-    if download and named_by != "S8_DATA" and missing_of(files):
+    if download and named_by != "S8_DATA" and missing_of(find(folder)):
         download_into(folder)
-        files = find(folder)
+    files = find(folder)
     missing = missing_of(files)
     if len(missing) == len(files):
         raise DataError(
