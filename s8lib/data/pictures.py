@@ -130,7 +130,7 @@ def load_folder(path: str | os.PathLike[str], seed: int = 0) -> Cifar100:
         raise DataError(f"{str(train)[:300]} should hold a folder of pictures for each of two or more classes.")
     if odd := [name for name in classes if not name.isprintable()]:
         raise DataError(f"{train} holds a class named {odd[0]!r}: give it a name that can be printed.")
-    if unknown := sorted({*class_folders(test)} - {*classes}) if tested else []:
+    if unknown := sorted({*class_folders(test)} - {*classes}):
         raise DataError(f"{test} holds a class that {train} does not have: {unknown[0]!r}.")
     train_set, name = _read(train, classes, 1 if tested else 2), f"{folder.name}, {len(classes)} classes"
     if tested:
