@@ -50,7 +50,10 @@ def prepare(images: Any) -> Tensor:
     Raises:
         ImageError: naming the image that cannot be read, or is in none of `FORMATS`.
     """
-    out = [picture(item, f"image {index}") for index, item in enumerate(_one_by_one(images))]
+    several = isinstance(images, Iterable) and not isinstance(images, str | os.PathLike)
+    if isinstance(images, np.ndarray | Tensor):
+        several = images.ndim > 3
+    out = [picture(item, f"image {index}") for index, item in enumerate(images if several else [images])]
     return torch.stack(out) if out else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8)
 
 
@@ -83,13 +86,6 @@ def _fit(image: Image.Image) -> Tensor:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _one_by_one(images: Any) -> Iterable[Any]:
-    if isinstance(images, np.ndarray | Tensor):
-        return images if images.ndim > 3 else [images]
-    is_one = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable)
-    return [images] if is_one else images
 
 
 def _pixels(item: Any) -> np.ndarray:
