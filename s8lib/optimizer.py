@@ -20,7 +20,6 @@ def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device, preci
     """
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     options: dict[str, Any] = {"lr": recipe.at(0).lr, "momentum": recipe.momentum, "nesterov": recipe.nesterov}
-    optimizer: torch.optim.SGD
     if recipe.optimizer == "sgd":
         options |= {"weight_decay": recipe.weight_decay, "fused": device.type in ("cuda", "cpu")}
         optimizer = torch.optim.SGD(trained, **options)

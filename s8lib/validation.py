@@ -78,7 +78,7 @@ def short(value: object) -> str:
 def _sentence(refusal: ValidationError, known: Iterable[str]) -> str:
     first = refusal.errors()[0]
     place = list(first["loc"])
-    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if first["type"] == "unexpected_keyword_argument":
         return f"there is no field {place[-1]!r}" + (f"; the fields are {', '.join(known)}" if known else "")
     if place and first["type"] == "missing" and isinstance(place[-1], str):
         return f"{_dotted(place)} is missing"

@@ -59,12 +59,11 @@ class EpochPlan:
     def batch(self, step: int, ranks: Ranks) -> Batch:
         """This rank's part of the global batch of `step`."""
         whole, knobs = self.recipe.batch_size, self.recipe.at(self.epoch)
-        size, begin, before = whole // ranks.world, step * whole, 0
-        rows: slice | Tensor = slice(begin + ranks.rank * size, begin + (ranks.rank + 1) * size)
-        if ranks.world > 1 and knobs.mixup_alpha:  # the image before this share comes along, as in the whole batch
-            before = 1
-            share = torch.arange(ranks.rank * size - 1, (ranks.rank + 1) * size, device=self.order.device)
-            rows = begin + share % whole
+        size, begin = whole // ranks.world, step * whole
+        share, before = ranks.rank * size, int(ranks.world > 1 and knobs.mixup_alpha > 0)
+        rows: slice | Tensor = slice(begin + share, begin + share + size)
+        if before:  # the image before this share comes along, as in the whole batch
+            rows = begin + torch.arange(share - 1, share + size, device=self.order.device) % whole
         return Batch(
             self.order[rows],
             self.draws[rows],

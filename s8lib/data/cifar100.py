@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from s8lib.data.download import DataError, find, missing_of
 from s8lib.data.download import download as download_into
-from s8lib.hub_client import one_line
-from s8lib.validation import user_path
+from s8lib.validation import one_line, user_path
 
 # Each superclass and its classes. Labels count both in alphabetical order, which the digests below fix, so no file
 # is asked for its names.
@@ -150,10 +149,9 @@ def load_cifar100(root: str | os.PathLike[str] | None = None, download: bool = T
     Raises DataError, naming the file and what to do, for anything missing, damaged or different.
     """
     folder, named_by = _folder(root)
-    files = find(folder)
-    if download and named_by != "S8_DATA" and missing_of(files):
+    if download and named_by != "S8_DATA" and missing_of(find(folder)):
         download_into(folder)
-        files = find(folder)
+    files = find(folder)
     missing = missing_of(files)
     if len(missing) == len(files):
         raise DataError(

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from s8lib.hub_client import one_line
 from s8lib.machine.progress import tell
-from s8lib.validation import BadInput
+from s8lib.validation import BadInput, one_line
 
 HUB_REPO = "uoft-cs/cifar100"
 HUB_FILES = {split: f"cifar100/{split}-00000-of-00001.parquet" for split in ("train", "test")}

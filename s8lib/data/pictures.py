@@ -28,11 +28,6 @@ PREPARATION = (
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
 HELD = 6  # without a test folder, one in so many pictures of each class is a test picture
-ORIENTATION, TURN = 0x0112, Image.Transpose
-UPRIGHT = {
-    2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE, 6: TURN.ROTATE_270,
-    7: TURN.TRANSVERSE, 8: TURN.ROTATE_90,
-}  # fmt: skip
 # What Pillow answers a broken file with, or one of more pixels than it cares to unpack.
 BROKEN = (
     OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, NotImplementedError, MemoryError,
@@ -55,7 +50,10 @@ def prepare(images: Any) -> Tensor:
     Raises:
         ImageError: naming the image that cannot be read, or is in none of `FORMATS`.
     """
-    out = [picture(item, f"image {index}") for index, item in enumerate(_one_by_one(images))]
+    several = isinstance(images, Iterable) and not isinstance(images, str | os.PathLike)
+    if isinstance(images, np.ndarray | Tensor):
+        several = images.ndim > 3
+    out = [picture(item, f"image {index}") for index, item in enumerate(images if several else [images])]
     return torch.stack(out) if out else torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8)
 
 
@@ -63,7 +61,7 @@ def picture(item: Any, name: str) -> Tensor:
     """One image of those that `prepare` takes, [3, 32, 32] uint8; a file is named in errors, others are `name`."""
     try:
         if not isinstance(item, str | os.PathLike):
-            return _fit(item if isinstance(item, Image.Image) else Image.fromarray(_pixels(item)))
+            return _fit(item.copy() if isinstance(item, Image.Image) else Image.fromarray(_pixels(item)))
         name = repr(str(item)[:300])
         with Image.open(user_path(item), formats=FORMATS) as opened:
             return _fit(opened)
@@ -75,24 +73,19 @@ def picture(item: Any, name: str) -> Tensor:
 
 
 def _fit(image: Image.Image) -> Tensor:
-    """`PREPARATION` of a picture."""
+    """`PREPARATION` of a picture, which may be turned in place."""
     if image.mode.startswith(("I", "F")):
         raise ValueError(f"its mode is {image.mode}, with more than 8 bits a colour; save it as an 8-bit image")
     image.load()
-    with contextlib.suppress(*BROKEN):  # what a camera or an editor has damaged there says nothing of the picture
-        image = image.transpose(UPRIGHT[image.getexif()[ORIENTATION]])
+    # Tags that a camera or an editor has damaged say nothing of the picture. Pillow turns it first and then writes
+    # its tags anew, which they may stop: what is turned in place stays turned.
+    with contextlib.suppress(*BROKEN):
+        ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def _one_by_one(images: Any) -> Iterable[Any]:
-    if isinstance(images, np.ndarray | Tensor):
-        return images if images.ndim > 3 else [images]
-    is_one = isinstance(images, str | os.PathLike | Image.Image) or not isinstance(images, Iterable)
-    return [images] if is_one else images
 
 
 def _pixels(item: Any) -> np.ndarray:
@@ -133,7 +126,7 @@ def load_folder(path: str | os.PathLike[str], seed: int = 0) -> Cifar100:
         raise DataError(f"{str(train)[:300]} should hold a folder of pictures for each of two or more classes.")
     if odd := [name for name in classes if not name.isprintable()]:
         raise DataError(f"{train} holds a class named {odd[0]!r}: give it a name that can be printed.")
-    if unknown := sorted({*class_folders(test)} - {*classes}) if tested else []:
+    if unknown := sorted({*class_folders(test)} - {*classes}):
         raise DataError(f"{test} holds a class that {train} does not have: {unknown[0]!r}.")
     train_set, name = _read(train, classes, 1 if tested else 2), f"{folder.name}, {len(classes)} classes"
     if tested:

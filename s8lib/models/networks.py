@@ -20,10 +20,9 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from s8lib.data.cifar100 import CLASSES
-from s8lib.hub_client import one_line
 from s8lib.models import architectures
 from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, save_model
-from s8lib.validation import check, read_json, user_path
+from s8lib.validation import check, one_line, read_json, user_path
 
 HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 WHITENING_EPS = 5e-4  # added to the variance of a patch along each direction
