@@ -6,8 +6,6 @@ notebook's cell. It takes its task from stdin and leaves the answer in a tempora
 whoever asked is gone and it ends too. The token comes by stdin alone: everyone on the machine can read arguments.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle
