@@ -119,16 +119,15 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    for export in _exports(partial(_network, options), options.to, options.out):
+    if "onnx" in options.to:
+        s8.publish.need("exporting to ONNX")  # before the weights, which may be a download
+    for export in _exports(_network(options), options.to, options.out):
         print(export.path)
 
 
-def _exports(load: "Callable[[], Network]", kinds: Sequence[str], folder: Path) -> "Iterator[Export]":
+def _exports(model: "Network", kinds: Sequence[str], folder: Path) -> "Iterator[Export]":
     from s8lib.publish.export import export_onnx, export_program
 
-    if "onnx" in kinds:
-        s8.publish.need("exporting to ONNX")  # before the weights, which may be a download
-    model = load()
     folder.mkdir(parents=True, exist_ok=True)
     if "onnx" in kinds:
         yield export_onnx(model, folder / "model.onnx")
@@ -167,7 +166,7 @@ def _publish(options: argparse.Namespace) -> None:
     weights = run.best_weights()[1]  # before the Hub is asked: there may be no run
     told = {"private": options.hub_private, "overwrite": options.overwrite, "license": options.license}
     hub = s8.HubPublisher(options.hub_repo, **told)
-    exports = _exports(partial(s8.load_model, weights), options.export, run.path) if options.export else ()
+    exports = _exports(s8.load_model(weights), options.export, run.path) if options.export else ()
     hub.publish(run, [*exports])
 
 
