@@ -60,21 +60,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from s8lib.hub_client import check_repo_id, usable_token  # here: they load the Hub's client
-
     recipe, device = _recipe(options), options.device
     network = partial(s8.build_model, recipe.model, dropout=recipe.at(0).dropout, seed=recipe.seed)
-    network()  # what is mistyped or missing is told before the data, which may be a download
+    network()  # what is mistyped or missing, on the Hub too, is told before the data, which may be a download
+    hub = None
     if options.hub_repo is not None and _is_first_rank():
-        check_repo_id(options.hub_repo)
-        usable_token()
+        hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, overwrite=options.overwrite)
     data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
     model = network(len(data.classes))
-    run, hub = s8.RunFolder(options.run or Path("runs", run_name(recipe, data))), None
+    run = s8.RunFolder(options.run or Path("runs", run_name(recipe, data)))
     if _is_first_rank():
         print(f"run folder: {run.path}")
-        if options.hub_repo is not None:
-            hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, overwrite=options.overwrite)
     passed_on = ("precision", "compile", "deterministic", "holdout", "sync_batchnorm")
     s8.train(recipe, model, data, run, hub, device, **{name: getattr(options, name) for name in passed_on})
 
