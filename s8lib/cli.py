@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import s8lib as s8  # whose names load torch when they are first used: seconds that --help need not take
@@ -262,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(*signal_and_frame: object) -> None:
     raise Terminated
 
 
