@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import s8lib as s8  # whose names load torch when they are first used: seconds that --help need not take
@@ -60,21 +59,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from s8lib.hub_client import check_repo_id, usable_token  # here: they load the Hub's client
-
     recipe, device = _recipe(options), options.device
     network = partial(s8.build_model, recipe.model, dropout=recipe.at(0).dropout, seed=recipe.seed)
-    network()  # what is mistyped or missing is told before the data, which may be a download
+    network()  # what is mistyped or missing, on the Hub too, is told before the data, which may be a download
+    hub = None
     if options.hub_repo is not None and _is_first_rank():
-        check_repo_id(options.hub_repo)
-        usable_token()
+        hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, overwrite=options.overwrite)
     data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
     model = network(len(data.classes))
-    run, hub = s8.RunFolder(options.run or Path("runs", run_name(recipe, data))), None
+    run = s8.RunFolder(options.run or Path("runs", run_name(recipe, data)))
     if _is_first_rank():
         print(f"run folder: {run.path}")
-        if options.hub_repo is not None:
-            hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, overwrite=options.overwrite)
     passed_on = ("precision", "compile", "deterministic", "holdout", "sync_batchnorm")
     s8.train(recipe, model, data, run, hub, device, **{name: getattr(options, name) for name in passed_on})
 
@@ -119,16 +114,15 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    for export in _exports(partial(_network, options), options.to, options.out):
+    if "onnx" in options.to:
+        s8.publish.need("exporting to ONNX")  # before the weights, which may be a download
+    for export in _exports(_network(options), options.to, options.out):
         print(export.path)
 
 
-def _exports(load: "Callable[[], Network]", kinds: Sequence[str], folder: Path) -> "Iterator[Export]":
+def _exports(model: "Network", kinds: Sequence[str], folder: Path) -> "Iterator[Export]":
     from s8lib.publish.export import export_onnx, export_program
 
-    if "onnx" in kinds:
-        s8.publish.need("exporting to ONNX")  # before the weights, which may be a download
-    model = load()
     folder.mkdir(parents=True, exist_ok=True)
     if "onnx" in kinds:
         yield export_onnx(model, folder / "model.onnx")
@@ -167,7 +161,7 @@ def _publish(options: argparse.Namespace) -> None:
     weights = run.best_weights()[1]  # before the Hub is asked: there may be no run
     told = {"private": options.hub_private, "overwrite": options.overwrite, "license": options.license}
     hub = s8.HubPublisher(options.hub_repo, **told)
-    exports = _exports(partial(s8.load_model, weights), options.export, run.path) if options.export else ()
+    exports = _exports(s8.load_model(weights), options.export, run.path) if options.export else ()
     hub.publish(run, [*exports])
 
 
@@ -267,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
+def _terminate(*signal_and_frame: object) -> None:
     raise Terminated
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, get_token
 
 from s8lib.data.cifar100 import at_hand
 from s8lib.data.synthetic import SYNTHETIC, holds_own_pictures
-from s8lib.hub_client import HubError, ask, check_repo_id, one_line, owner_of, usable_token
+from s8lib.hub_client import HubError, ask, check_repo_id, owner_of, usable_token
 from s8lib.machine.device import environment, pick_device, pick_precision
 from s8lib.machine.progress import tell
 from s8lib.publish.publisher import fetch_run
@@ -23,7 +23,7 @@ from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
 from s8lib.run.folder import RunFolder
 from s8lib.run.save import MANIFEST, RunError
-from s8lib.validation import user_path
+from s8lib.validation import one_line, user_path
 
 CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
 MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds

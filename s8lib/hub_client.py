@@ -6,8 +6,6 @@ notebook's cell. It takes its task from stdin and leaves the answer in a tempora
 whoever asked is gone and it ends too. The token comes by stdin alone: everyone on the machine can read arguments.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pickle
@@ -100,17 +98,14 @@ def explained(error: BaseException, what: str = "") -> HubError | OutOfReach:
     permanent = isinstance(error, ValueError)
     while error.__cause__ is not None and not isinstance(error, errors.HfHubHTTPError):
         error = error.__cause__
-    if not isinstance(error, errors.HfHubHTTPError):
-        said = _without_token(one_line(error))
+    status, said = 0, one_line(error)
+    if isinstance(error, errors.HfHubHTTPError):
+        status, said = error.response.status_code, error.server_message or error.response.reason_phrase
+    said = re.sub(r"hf_\w+", "<token>", " ".join(said.split()))[:200].rstrip(".")
+    if not status:
         return HubError(what + said) if permanent else OutOfReach(f"{what}the Hub is out of reach: {said}")
-    status = error.response.status_code
-    said = _without_token(" ".join((error.server_message or error.response.reason_phrase).split()))
-    said = f"{what}the Hub answered {status}, {said[:200].rstrip('.')}{ADVICE.get(status, '')}"
+    said = f"{what}the Hub answered {status}, {said}{ADVICE.get(status, '')}"
     return HubError(said) if 400 <= status < 500 and status not in TRY_AGAIN else OutOfReach(said)
-
-
-def _without_token(said: str) -> str:
-    return re.sub(r"hf_\w+", "<token>", said)
 
 
 def ask(

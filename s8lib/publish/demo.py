@@ -4,8 +4,6 @@ One is gradio's, on this machine (extra `demo`); the other is a static Space of 
 visitor's browser.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence
@@ -31,7 +29,7 @@ EXAMPLES = ("apple", "sea", "mountain", "road")  # the files of `examples`, in t
 RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"  # another version needs another test
 
 
-def build_demo(model: Network, classes: Sequence[str] | None = None) -> gradio.Blocks:
+def build_demo(model: Network, classes: Sequence[str] | None = None) -> "gradio.Blocks":
     """The page; `.launch()` shows it, below the cell in a notebook. It tells nobody that it is used.
 
     Args:
