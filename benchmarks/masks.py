@@ -17,7 +17,7 @@ import torch
 import s8lib as s8
 from benchmarks.checkout import commit_of_checkout
 from s8lib.machine.device import environment
-from s8lib.models.architectures import Dropout
+from s8lib.models.layers import Dropout
 
 MASKS = {"16-bit": Dropout.forward, "torch": torch.nn.Dropout.forward}
 

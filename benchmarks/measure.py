@@ -28,7 +28,7 @@ from benchmarks.plain_loop import AS_TENSORS, WARM_UP, PilImages, PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.data import augment
 from s8lib.machine.device import keep_memory, pick_precision
-from s8lib.models.architectures import Dropout
+from s8lib.models.layers import Dropout
 from s8lib.models.networks import Network
 from s8lib.models.weights import save_model
 from s8lib.optimizer import make_optimizer

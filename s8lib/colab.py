@@ -23,14 +23,14 @@ from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
 from s8lib.run.folder import RunFolder
 from s8lib.run.save import MANIFEST, RunError
-from s8lib.validation import one_line, user_path
+from s8lib.validation import BadInput, one_line, user_path
 
 CONTENT = Path("/content")  # on the machine's own disk: fast, and gone with the machine
 MOUNT_TIMEOUT, FLUSH_TIMEOUT = 120, 600  # seconds
 SECRET = "HF_TOKEN"
 
 
-class ColabError(RuntimeError):
+class ColabError(BadInput):
     """Colab refused something; the message says what to do."""
 
 

@@ -25,7 +25,7 @@ from s8lib.machine.device import autocast, compile_or_eager, environment, pick_c
 from s8lib.machine.progress import progress_bar, tell
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
-from s8lib.models.architectures import algorithms_of
+from s8lib.models.layers import algorithms_of
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer

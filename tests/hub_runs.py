@@ -25,7 +25,8 @@ from tests.local_hub import LocalHub
 ROOT = Path(__file__).parents[1]
 NAME = "tester/net"
 WHEEL = f"s8lib-{s8.__version__}-py3-none-any.whl"
-USABLE = {WHEEL, "architectures.py", "modeling_s8lib.py", "preprocessor_config.json"}  # beside every save
+# Beside every save.
+USABLE = {WHEEL, "architectures.py", "layers.py", "modeling_s8lib.py", "preprocessor_config.json"}
 GIT = {".gitattributes"}  # the Hub's own, which stays
 
 

@@ -140,6 +140,7 @@ def test_nothing_is_made_under_the_mountpoint_before_it_is_mounted(
         with pytest.raises(colab.ColabError, match="run this cell again and allow the access") as refusal:
             s8.colab.mount_drive(keep="drive")
         assert "\n" not in str(refusal.value)
+        assert refusal.value._render_traceback_() == [f"ColabError: {refusal.value}"], "no traceback in the cell"
         assert not list(content.iterdir())
     monkeypatch.delenv("FAKE_COLAB_MOUNT")
     assert s8.colab.mount_drive().is_dir()

@@ -26,7 +26,7 @@ from s8lib.report import make_card, overview
 from s8lib.run.copies import stage
 from s8lib.run.drive import DriveFolder
 from s8lib.run.folder import how_to_go_on
-from s8lib.run.save import FORMAT, LOG, Manifest, content_of, replacing
+from s8lib.run.save import FORMAT, LOG, NEW, Manifest, content_of, replacing
 from tests.runs import RECIPE, Cut, assert_same_bits, outcome, recipe, small_model, train
 from tests.saves import Machine, contents
 
@@ -195,6 +195,7 @@ STRANGERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "null optimizer": changed(optimizer=None),
     "momentum of another shape": lambda state: state | {"optimizer": with_momentum(state["optimizer"])},
     "optimizer of another shape": changed(optimizer={"state": {}, "param_groups": []}),
+    "arithmetic of lists": changed(arithmetic={"precision": []}),
     "null log": changed(log=None),
     "empty log": changed(log=[]),
     "log of numbers": changed(log=[1]),
@@ -262,6 +263,8 @@ def test_a_finished_run_whose_files_are_damaged_is_healed_from_its_newest_checkp
     whole = s8.RunFolder(finished)
     DAMAGES[damage](run / name)
     if name == LOG:
+        (run / NEW / "checkpoints").mkdir(parents=True)  # where a kill before it was moved leaves it
+        (run / "checkpoints" / "epoch_002.pt").rename(run / NEW / "checkpoints" / "epoch_002.pt")
         assert [row.epoch for row in s8.RunFolder(run).log()] == [1, 2], "readers need no healing"
     assert "this run is finished" in go_on(run, tiny)[-1]
     assert (run / name).read_bytes() == (finished / name).read_bytes()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import s8lib as s8
-from s8lib.models.architectures import Dropout
+from s8lib.models.layers import Dropout
 from s8lib.models.weights import save_model
 
 BOTH = ["wrn-28-10", "resnet-42"]
@@ -420,6 +420,13 @@ def test_loading_is_strict_and_cannot_be_made_otherwise(folder: Path) -> None:
     assert s8.WideResNet.from_pretrained(str(folder), strict=True).config["depth"] == 16
     with pytest.raises(s8.ModelError, match="strict=False"):
         s8.WideResNet.from_pretrained(str(folder), strict=False)
+
+
+def test_two_outputs_do_not_have_one_name(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": dict.fromkeys("0123456789", "cat")}))
+    with pytest.raises(s8.ModelError, match="two classes of wrn-16-2 have the same name"):
+        s8.load_model(folder)
 
 
 def test_what_a_config_asks_for_takes_no_memory_before_the_file_is_seen_to_hold_it(folder: Path) -> None:

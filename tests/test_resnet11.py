@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import s8lib as s8
 from s8lib.data.augment import normalize
 from s8lib.machine.arithmetic import arithmetic, tell_what_differs
-from s8lib.models import architectures
+from s8lib.models import layers
 from s8lib.optimizer import Muon, make_optimizer, orthogonalised
 from tests.runs import Cut, assert_same_bits, outcome, recipe, train
 
@@ -109,10 +109,10 @@ def test_it_takes_images_of_every_size_that_it_is_trained_with(side: int) -> Non
 
 
 @pytest.mark.parametrize(("taps", "padding"), [(3, 1), (2, 0)])
-@pytest.mark.parametrize("side", range(2, architectures.LARGEST_MAP + 1))
+@pytest.mark.parametrize("side", range(2, layers.LARGEST_MAP + 1))
 def test_small_maps_are_convolved_as_torch_does(side: int, taps: int, padding: int) -> None:
-    conv = architectures.Conv2d(6, 5, taps, padding=padding, bias=False)
-    x = torch.randn(architectures.LEAST_BATCH, 6, side, side, requires_grad=True)
+    conv = layers.Conv2d(6, 5, taps, padding=padding, bias=False)
+    x = torch.randn(layers.LEAST_BATCH, 6, side, side, requires_grad=True)
     exact = x.detach().double().requires_grad_(), conv.weight.detach().double().requires_grad_()
     out, expected = conv(x), F.conv2d(*exact, padding=padding)
     assert "ToomCook" in str(out.grad_fn)
@@ -125,8 +125,8 @@ def test_small_maps_are_convolved_as_torch_does(side: int, taps: int, padding: i
 
 
 def test_all_else_is_torchs_own_convolution() -> None:
-    conv = architectures.Conv2d(6, 5, 3, padding=1, bias=False)
-    x = torch.randn(architectures.LEAST_BATCH, 6, 4, 4)
+    conv = layers.Conv2d(6, 5, 3, padding=1, bias=False)
+    x = torch.randn(layers.LEAST_BATCH, 6, 4, 4)
 
     def same(x: torch.Tensor) -> bool:
         return torch.equal(conv(x), F.conv2d(x, conv.weight.to(x.dtype), padding=1))
@@ -145,7 +145,7 @@ def test_all_else_is_torchs_own_convolution() -> None:
 
 @pytest.mark.parametrize("side", [20, 24, 32])
 def test_training_has_the_loss_and_the_gradients_of_the_network_in_float64(side: int) -> None:
-    images = torch.randn(architectures.LEAST_BATCH, 3, side, side)
+    images = torch.randn(layers.LEAST_BATCH, 3, side, side)
     labels = torch.arange(len(images)) % 100
     model = s8.build_model("resnet-11", seed=0)
     model.start_from(images)
@@ -161,7 +161,7 @@ def test_training_has_the_loss_and_the_gradients_of_the_network_in_float64(side:
 
 
 def test_a_save_of_before_goes_on_and_tells_that_its_last_bits_differ(tiny: s8.Cifar100) -> None:
-    own = architectures.algorithms_of(started(tiny), CPU, "fp32") | {"Newton-Schulz": "by Gram matrices"}
+    own = layers.algorithms_of(started(tiny), CPU, "fp32") | {"Newton-Schulz": "by Gram matrices"}
     here = arithmetic(CPU, "fp32", False, 1, False, sync_batchnorm=False, **own)
     lines: list[str] = []
     tell_what_differs({name: here[name] for name in here.keys() - own.keys()}, here, lines.append)
@@ -255,7 +255,7 @@ def test_an_fp16_step_that_overflows_changes_nothing(tiny: s8.Cifar100) -> None:
 def test_an_interrupted_run_equals_an_uninterrupted_one(
     tmp_path: Path, few: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(architectures, "LEAST_BATCH", FAST.batch_size)
+    monkeypatch.setattr(layers, "LEAST_BATCH", FAST.batch_size)
 
     def model() -> Any:
         return s8.build_model("resnet-11", seed=0)

@@ -1,5 +1,5 @@
 """The networks for the Auto classes and pipelines of transformers. It is published beside the weights, with
-`architectures.py`; neither needs s8lib, and s8lib does not need this one."""
+`architectures.py` and `layers.py`; none needs s8lib, and s8lib does not need this one."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from s8lib.data.cifar100 import CLASSES
-from s8lib.models import architectures
+from s8lib.models import architectures, layers
 from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, save_model
 from s8lib.validation import check, one_line, read_json, user_path
 
@@ -64,7 +64,7 @@ class Network(nn.Module, PyTorchModelHubMixin):
     def set_dropout(self, p: float) -> None:
         """Set the dropout probability inside every block, in place; a network without such dropout has no knob."""
         for module in self.modules():
-            if isinstance(module, architectures.Dropout):
+            if isinstance(module, layers.Dropout):
                 module.p = p
 
     def start_from(self, images: Tensor) -> None:
@@ -76,9 +76,11 @@ class Network(nn.Module, PyTorchModelHubMixin):
         return self.class_names or CLASSES
 
     def name_classes(self, names: Sequence[str]) -> None:
-        """Remember what the outputs stand for; ModelError unless there is a name for each."""
+        """Remember what the outputs stand for; ModelError unless there is a name of its own for each."""
         if self.config["num_classes"] != len(names):
             raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {len(names)}")
+        if len({*names}) != len(names):
+            raise ModelError(f"two classes of {self.name} have the same name")
         self.class_names = tuple(names)
 
     def saved_config(self) -> dict[str, Any]:
@@ -231,7 +233,7 @@ def build_model(name: str, num_classes: int = 100, dropout: float = 0.0, seed: i
         dropout: inside the blocks of a WideResNet; the others have none there, and `resnet-42` keeps its own.
         seed: makes the weights a function of it and leaves the global random state alone.
     Raises:
-        ModelError: for a name that is neither, or a value out of bounds.
+        ModelError: for a name that is none of these, or a value out of bounds.
     """
     wide = re.fullmatch(r"wrn-([0-9]{1,9})-([0-9]{1,9})", str(name))
     if not wide and name not in ("resnet-42", "resnet-11"):

@@ -29,7 +29,7 @@ FIRST_PAUSE = 10.0  # seconds before a failed upload is tried again
 PATIENCE = 900.0  # seconds: a Hub that hangs for ten minutes does not cost the last commit
 SENT = ("recipe.json", "environment.json", "report.json", "graph.jpg")
 PACKAGE = Path(__file__).parents[1]
-SOURCES = ("modeling_s8lib.py", "architectures.py")  # which transformers runs
+SOURCES = ("modeling_s8lib.py", "architectures.py", "layers.py")  # which transformers runs
 LEFT_OUT = {"__pycache__", "results"}  # of the wheel: results are pictures of runs
 WHEEL = "Wheel-Version: 1.0\nGenerator: s8lib\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 

@@ -143,7 +143,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     log: Annotated[EpochLog, BeforeValidator(EpochLog)]
-    arithmetic: dict[str, Any] = dataclasses.field(default_factory=dict)
+    arithmetic: dict[str, str | int | bool] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.log or [row.epoch for row in self.log] != list(range(1, len(self.log) + 1)):

@@ -65,7 +65,7 @@ class RunReader:
         if len(rows) == manifest.epoch and (content is None or holds(path, content)):
             return rows
         if newest := self._newest_intact(manifest):
-            return Checkpoint.load(self.path / manifest.checkpoints[newest]).log
+            return Checkpoint.load(self.find(manifest.checkpoints[newest])).log
         if len(rows) == manifest.epoch:
             return rows
         raise RunError(f"{path} is damaged, and no checkpoint is left to restore it from: bring it back")
