@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, amp, nn, optim
@@ -28,7 +27,7 @@ from s8lib.metrics import evaluate
 from s8lib.models.layers import algorithms_of
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
-from s8lib.optimizer import make_optimizer
+from s8lib.optimizer import make_optimizer, newton_schulz
 from s8lib.recipe import Recipe
 from s8lib.run.checkpoint import Checkpoint, Epoch, EpochLog, selector, snapshot
 from s8lib.run.copies import Copies
@@ -135,10 +134,11 @@ def train(
         if use_compile:
             loss_of = compile_or_eager(eager, partial(session.try_out, network, model, ends, ranks), ranks, say)
 
-        own: dict[str, Any] = {"sync_batchnorm": sync_batchnorm, **algorithms_of(model, device, precision)}
-        own["Newton-Schulz"] = "by Gram matrices" if recipe.optimizer == "muon" else "plain"
-        compiled = loss_of is not eager
-        used = arithmetic(device, precision, compiled, ranks.world, deterministic, **own)
+        compiled, share = loss_of is not eager, recipe.batch_size // ranks.world
+        own = {"sync_batchnorm": sync_batchnorm, **algorithms_of(model, device, precision, compiled, share)}
+        if recipe.optimizer == "muon":
+            own["Newton-Schulz"] = newton_schulz(precision)
+        used = arithmetic(device, precision, compiled, ranks.world, deterministic, own)
         if saved:
             tell_what_differs(saved.arithmetic, used, say)
         if run:

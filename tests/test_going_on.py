@@ -96,7 +96,7 @@ def test_more_than_last_bits_differ_where_ranks_mixed_each_its_own_images_or_wer
     ranks: int,
 ) -> None:
     own = {"dropout masks": "torch", "sync_batchnorm": False}
-    here = arithmetic(torch.device("cpu"), "fp32", False, ranks, False, **own)
+    here = arithmetic(torch.device("cpu"), "fp32", False, ranks, False, own)
     lines: list[str] = []
     tell_what_differs(here, here, lines.append)
     tell_what_differs({key: value for key, value in here.items() if key != "mixup partners"}, here, lines.append)

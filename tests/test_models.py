@@ -425,7 +425,7 @@ def test_loading_is_strict_and_cannot_be_made_otherwise(folder: Path) -> None:
 def test_two_outputs_do_not_have_one_name(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"id2label": dict.fromkeys("0123456789", "cat")}))
-    with pytest.raises(s8.ModelError, match="two classes of wrn-16-2 have the same name"):
+    with pytest.raises(s8.ModelError, match="two outputs of wrn-16-2 are named 'cat'"):
         s8.load_model(folder)
 
 

@@ -9,22 +9,23 @@ import torch
 
 from s8lib.machine.device import pick_precision
 
-FAR = ("dropout masks", "mixup partners", "sync_batchnorm", "ranks")  # these change more than the last bits
+FAR = ("dropout masks", "mixup partners", "sync_batchnorm", "ranks")  # a change of these is more than last bits
 # What a save had that does not tell.
 BEFORE = {
     "dropout masks": "torch",
     "mixup partners": "of a rank's share",
-    "small convolutions": "torch",
-    "Newton-Schulz": "plain",
+    "small convolutions": "torch, padded",
+    "Newton-Schulz": "matrices",
 }
 
 
 def arithmetic(
-    device: torch.device, precision: str, compiled: bool, ranks: int, deterministic: bool, **algorithms: str | bool
+    device: torch.device, precision: str, compiled: bool, ranks: int, deterministic: bool, rest: Mapping[str, Any]
 ) -> dict[str, Any]:
     """All of it, in primitives: two trainings with the same values, data and seed give the same bits.
 
-    `algorithms` are those that depend on the network and the recipe. On a CPU all are deterministic.
+    `rest` is what depends on the network, the recipe and what was asked for. On a CPU all algorithms are
+    deterministic.
     """
     has = {"avx512_bf16": torch.cpu._is_avx512_bf16_supported(), "amx": torch.cpu._is_amx_tile_supported()}
     # What torch's own kernels and oneDNN's are chosen by.
@@ -39,7 +40,7 @@ def arithmetic(
         "ranks": ranks,
         "mixup partners": "of the batch",
         "deterministic": deterministic or device.type == "cpu",
-        **algorithms,
+        **rest,
     }
 
 

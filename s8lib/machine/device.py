@@ -62,7 +62,8 @@ def pick_precision(device: torch.device, precision: str = "auto") -> str:
     if device.type == "cuda":
         # A T4 (7.5) accepts bf16 too, but emulates it, many times slower than its fp16.
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    # A step of wrn-16-2 in bf16, in times of fp32's: 0.65 on an AMD EPYC, 1.24 on an Intel Xeon without AMX.
+    # A step of wrn-16-2 in bf16, in times of fp32's: 0.65 on an AMD EPYC, 1.24 on an Intel Xeon without AMX. That
+    # of resnet-11 has not been compared since its convolutions are fast in fp32.
     amd = torch.cpu._is_avx512_bf16_supported() and "AMD" in _cpu_name()
     if device.type == "cpu" and (amd or torch.cpu._is_amx_tile_supported()):
         return "bf16"
@@ -77,8 +78,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def pick_compile(device: torch.device, compile: str = "auto") -> bool:
     """Whether to use torch.compile: on a GPU that Triton supports.
 
-    On two CPU cores it made a step of WRN-16-2 7% faster and cost up to a minute to compile, so `auto` leaves
-    it out there.
+    On two CPU cores it made a step of WRN-16-2 7% faster and cost up to a minute to compile, and ResNet-11 does
+    without its fast convolutions then, so `auto` leaves it out there.
 
     Raises:
         DeviceError: for anything other than auto, on, off.

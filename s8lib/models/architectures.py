@@ -1,8 +1,7 @@
 """The networks as torch sees them, for [N, 3, 32, 32] images normalised as `augment.normalize` does.
 
 This file needs torch and `layers.py` alone: with `modeling_s8lib.py` they lie beside published weights, for people
-without s8lib.
-How a network is named, checked and saved is in `networks.py`.
+without s8lib. How a network is named, checked and saved is in `networks.py`.
 """
 
 from __future__ import annotations
@@ -116,8 +115,10 @@ class ConvGroup(nn.Module):
         self.conv_b, self.bn_b = _dirac(middle, width, b), _shift(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.conv.kernel_size == (2, 2) and x.shape[-1] % 2 == 0:
-            x = F.pad(x, (0, 1, 0, 1))  # for as many outputs; of an odd side the pooling leaves the last one out
+        height, width = x.shape[2:]
+        if self.conv.kernel_size == (2, 2) and (height % 2 == 0 or width % 2 == 0):
+            # For as many outputs as there are pixels; of an odd number the pooling leaves the last one out.
+            x = F.pad(x, (0, 1 - width % 2, 0, 1 - height % 2))
         x = F.silu(self.bn(F.max_pool2d(self.conv(x), 2)))
         return x + F.silu(self.bn_b(self.conv_b(F.silu(self.bn_a(self.conv_a(x))))))
 
@@ -138,14 +139,13 @@ class ResNet11(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.group3(self.group2(self.group1(F.silu(self.whiten(x)))))
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # so that their gradients lie in memory as they do
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # so that x's gradient comes back channels-last, as x is
         return self.fc(pixels.amax(1) + pixels.mean(1)) * LOGIT_SCALE
 
 
 def _dirac(in_channels: int, out_channels: int, side: int) -> nn.Conv2d:
     """A convolution that starts by passing on its input, in as many channels as there are."""
-    kind = Conv2d if side > 1 else nn.Conv2d
-    conv = kind(in_channels, out_channels, side, padding=side // 2 if side % 2 else 0, bias=False)
+    conv = Conv2d(in_channels, out_channels, side)
     nn.init.dirac_(conv.weight[:in_channels].data)
     return conv
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 LEVELS = 2**16  # of the random numbers of `Dropout`
-LARGEST_MAP, LEAST_BATCH = 8, 64  # pixels a side and images: what lies beyond, `Conv2d` leaves to torch
+LARGEST_MAP, LEAST_BATCH = 8, 64  # pixels a side and images: larger maps and smaller batches are left to torch
 POINTS = (0, 1, -1, 0.5, -0.5, 2)  # and infinity: more of them would cost digits
 
 
@@ -26,7 +27,11 @@ class Dropout(nn.Dropout):
         if not (x.is_cpu and self.training and dropped):
             return super().forward(x)
         n, channels, height, width = x.shape
-        random = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        random = (
+            torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+            .random_(-(2**63), None)
+            .view(torch.int16)
+        )
         least = dropped - LEVELS // 2  # of the numbers that keep their element
         # A comparison and its conversion would take three times as long: torch does not vectorise booleans.
         kept = random[: x.numel()].clamp_(least - 1, least).sub_(least - 1).to(x.dtype)
@@ -35,16 +40,21 @@ class Dropout(nn.Dropout):
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` of stride 1 that convolves small maps with a third of the multiplications, on a CPU in fp32.
+    """A convolution of stride 1 by `side` x `side` filters, without bias; odd sides are padded to keep the size.
 
-    It does for batches, in training and under `torch.inference_mode`: a step of ResNet-11 takes half the time.
+    On a CPU in fp32 it convolves small maps with a third of the products between channels. It does so for 64
+    images or more, in training and under `torch.inference_mode`; elsewhere it is `nn.Conv2d`.
     """
 
+    def __init__(self, in_channels: int, out_channels: int, side: int) -> None:
+        super().__init__(in_channels, out_channels, side, padding=side // 2 if side % 2 else 0, bias=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        # Not where the network is exported or compiled: torch knows better what it makes of its own convolutions.
-        ours = (self.training or torch.is_inference_mode_enabled()) and not torch.compiler.is_compiling()
-        fp32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if ours and x.is_cpu and fp32 and x.shape[-1] <= LARGEST_MAP and len(x) >= LEAST_BATCH:
+        # The compiler and what exports a network know nn.Conv2d, not this.
+        ours = not torch.compiler.is_compiling() and (self.training or torch.is_inference_mode_enabled())
+        fp32 = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        small = self.kernel_size != (1, 1) and x.shape[-2] == x.shape[-1] <= LARGEST_MAP
+        if ours and fp32 and small and len(x) >= LEAST_BATCH:
             return _ToomCook.apply(x, self.weight, self.padding[0])
         return super().forward(x)
 
@@ -52,8 +62,8 @@ class Conv2d(nn.Conv2d):
 class _ToomCook(torch.autograd.Function):
     """Convolution by the values of polynomials at a few points (S. Winograd; for networks arXiv:1509.09308).
 
-    Maps and filters [out, in, k, k] are taken to their values there, one product of matrices at each point mixes
-    the channels, and the result is taken back to pixels.
+    Maps [n, in, side, side] and filters [out, in, k, k] are taken to their values there, one product of matrices
+    at each point mixes the channels, and the result is taken back to pixels.
     """
 
     @staticmethod
@@ -69,6 +79,7 @@ class _ToomCook(torch.autograd.Function):
         return torch.bmm(to_pixels.expand(n, -1, -1), mixed).view(n, side, side, out).permute(0, 3, 1, 2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (of_pixels, of_taps, to_pixels), (maps, filters) = ctx.matrices, ctx.saved_tensors
         (_, n, channels), out = maps.shape, filters.shape[1]
@@ -85,11 +96,13 @@ class _ToomCook(torch.autograd.Function):
 
 
 @functools.cache
+@torch.inference_mode(False)  # a training may need what an evaluation has put here
 def _toom_cook(side: int, taps: int, padding: int) -> tuple[Tensor, ...]:
     """The matrices from a map's pixels to the points, from a filter's taps to them, and from them to pixels.
 
-    Along a row, `a` outputs of a filter are the transposed product of two polynomials with `a` and `taps`
-    coefficients, which is known by its values at a + taps - 1 points. What needs more of them is done in parts.
+    Along a row, `size` outputs of a filter are the transposed product of two polynomials with `size` and `taps`
+    coefficients, which is known by its values at size + taps - 1 points. A row that needs more than there are is
+    done in parts.
     """
     outputs = side + 2 * padding + 1 - taps
     parts = -(-outputs // (len(POINTS) + 2 - taps))
@@ -117,11 +130,12 @@ def _values(points: int, length: int) -> Tensor:
     return torch.cat([finite ** torch.arange(length, device="cpu"), highest])
 
 
-def algorithms_of(model: nn.Module, device: torch.device, precision: str) -> dict[str, str]:
-    """How the layers of `model` that are not torch's are computed: part of a training's arithmetic."""
-    own = {type(module) for module in model.modules()} if device.type == "cpu" else set()
-    fast = Conv2d in own and precision == "fp32"
-    return {
-        "dropout masks": "16-bit" if Dropout in own else "torch",
-        "small convolutions": "Toom-Cook" if fast else "torch",
-    }
+def algorithms_of(
+    model: nn.Module, device: torch.device, precision: str, compiled: bool, images: int
+) -> dict[str, str]:
+    """How these layers of `model` train on batches of so many images: part of a training's arithmetic."""
+    own = {type(module) for module in model.modules()}
+    masks = "16-bit" if device.type == "cpu" and Dropout in own else "torch"
+    fast = device.type == "cpu" and precision == "fp32" and not compiled and images >= LEAST_BATCH
+    convolutions = {"small convolutions": "Toom-Cook" if fast else "torch"} if Conv2d in own else {}
+    return {"dropout masks": masks, **convolutions}

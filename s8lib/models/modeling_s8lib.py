@@ -14,6 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from .architectures import ResNet11, ResNet42, WideResNet
+from .layers import Dropout  # noqa: F401  # of a local folder, older transformers copy only what this file imports
 
 
 class ImageProcessor(BaseImageProcessor):

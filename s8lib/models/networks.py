@@ -6,6 +6,7 @@ What each is built with lies in its `config.json`, its weights in `model.safeten
 import inspect
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, Self
@@ -79,8 +80,8 @@ class Network(nn.Module, PyTorchModelHubMixin):
         """Remember what the outputs stand for; ModelError unless there is a name of its own for each."""
         if self.config["num_classes"] != len(names):
             raise ModelError(f"{self.name} has {self.config['num_classes']} classes and the data {len(names)}")
-        if len({*names}) != len(names):
-            raise ModelError(f"two classes of {self.name} have the same name")
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ModelError(f"two outputs of {self.name} are named {twice[0]!r}: give each a name of its own")
         self.class_names = tuple(names)
 
     def saved_config(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from s8lib.machine.progress import tell
 from s8lib.recipe import Recipe
 from s8lib.run import save as saves
 from s8lib.run.checkpoint import Checkpoint, EpochLog
-from s8lib.run.save import CHECKPOINT, LOG, MANIFEST, WEIGHTS, Manifest, RunError, holds, places
+from s8lib.run.save import CHECKPOINT, CONFIG, LOG, MANIFEST, WEIGHTS, Manifest, RunError, holds, places
 from s8lib.validation import check, user_path
 
 
@@ -93,7 +93,7 @@ class RunReader:
         """
         manifest, weights = self._finished(), self.find(WEIGHTS)
         intact = [holds(self.find(name), content) for name, content in manifest.best().items()]
-        if not manifest.best_epoch or not all(intact) or not weights.with_name("config.json").is_file():
+        if not manifest.best_epoch or not all(intact) or not weights.with_name(Path(CONFIG).name).is_file():
             raise RunError(
                 f"{self.best} is damaged or incomplete (it is not what {self.path / MANIFEST} says): the command "
                 "that trained the run restores it, if the checkpoint of that epoch is still there"
