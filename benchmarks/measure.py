@@ -28,7 +28,7 @@ from benchmarks.plain_loop import AS_TENSORS, WARM_UP, PilImages, PlainLoop
 from benchmarks.trainer_loop import TrainerLoop
 from s8lib.data import augment
 from s8lib.machine.device import keep_memory, pick_precision
-from s8lib.models.layers import Dropout
+from s8lib.models import layers
 from s8lib.models.networks import Network
 from s8lib.models.weights import save_model
 from s8lib.optimizer import make_optimizer
@@ -51,7 +51,7 @@ class Setting:
     precision: str = "auto"
     compile: str = "off"
     phases: int = 2  # that are compiled
-    without: str = ""  # of what speeds up a CPU: masks, memory; threads are `speed.measure`'s
+    without: str = ""  # of what speeds up a CPU: masks, convolutions, memory; threads are `speed.measure`'s
     busy: int = 0  # processes that compute beside it
     ranks: int = 0  # 0 for the loop alone, without `s8.train` around it
     resume: bool = False
@@ -98,7 +98,9 @@ def step(told: Setting) -> float:
         there = train_set.to(told.at)
         loop = TrainerLoop(told.recipe, there, told.steps, told.at, told.precision, True, told.compile == "on")
     masks = MASKS["torch" if told.without == "masks" else "16-bit"]
-    with _beside(told.busy), mock.patch.object(Dropout, "forward", masks):
+    largest = 0 if told.plain or told.without == "convolutions" else layers.LARGEST_MAP
+    convolutions = mock.patch.object(layers, "LARGEST_MAP", largest)
+    with _beside(told.busy), mock.patch.object(layers.Dropout, "forward", masks), convolutions:
         return loop.images_per_s()
 
 

@@ -59,11 +59,14 @@ def rows(on_gpu: bool) -> dict[str, dict[str, dict[str, Any]]]:
     batch = 256 if on_gpu else 32
     small = {"what": "step", "model": "wrn-16-2", "batch_size": 128}
     large = {"what": "step", "model": "wrn-28-10", "batch_size": batch, "steps": 0 if on_gpu else 2}
+    quick = {"what": "step", "model": "resnet-11", "batch_size": 512}
+    torchs = {} if on_gpu else {"s8lib, torch's convolutions": {"without": "convolutions"}}
     found = {
         "step of wrn-16-2, batch 128": {
             name: small | variant for name, variant in (workers | ours | tricks).items()
         },
         f"step of wrn-28-10, batch {batch}": {name: large | variant for name, variant in (two | ours).items()},
+        "step of resnet-11, batch 512": {name: quick | variant for name, variant in (two | ours | torchs).items()},
         "step of wrn-16-2 beside a busy process": {
             name: small | variant | {"busy": 1} for name, variant in (two | ours | tricks).items()
         },
