@@ -54,11 +54,12 @@ def matrix_rate(device: torch.device, repeats: int = 7) -> tuple[str, float]:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most, in GiB, that this process took: of a GPU by its tensors, else of the computer's memory."""
+    """The most, in GiB, that this process, or on a CPU one that it waited for, took of its device's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is bytes on macOS and KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    most = max(resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return most * unit / 2**30
 
 
 def speed_of(log: s8.EpochLog, recipe: s8.Recipe, images: int, flops_per_second: float) -> dict[str, Any]:

@@ -87,18 +87,18 @@ def results() -> list[Result]:
 
 
 def tables(page: Path) -> str:
-    """The runs, and below them the mean of each kind of run that has several seeds."""
-    found = results()
-    rows = [result.row(page) for result in found]
+    """The runs, in README.md the first seed of each kind, and below them the mean of those with several seeds."""
+    kinds = [[*members] for _, members in groupby(results(), key=lambda result: result.folder.parent)]
+    rows = [result.row(page) for members in kinds for result in (members[:1] if page == README else members)]
     titles = IN_README if page == README else tuple(rows[0])
     lines = [_line(titles), "|---" * len(titles) + "|", *(_line(row[title] for title in titles) for row in rows)]
-    for kind, members in groupby(found, key=lambda result: result.folder.parent):
+    for members in kinds:
         finals = [result.log[-1].test_acc for result in members]
         if len(finals) > 1:
             lines += [
                 "",
-                f"`{kind.name}`, final epoch: mean {statistics.mean(finals):.2f}%, standard deviation "
-                f"{statistics.stdev(finals):.2f} (n = {len(finals)}).",
+                f"`{members[0].folder.parent.name}`, final epoch: mean {statistics.mean(finals):.2f}%, standard "
+                f"deviation {statistics.stdev(finals):.2f} (n = {len(finals)}).",
             ]
     return "\n".join([*lines, *speed_tables(page)])
 

@@ -61,6 +61,18 @@ def test_a_folder_without_the_data_is_an_error_even_where_the_stand_in_may_take_
         s8.choose_data(may_stand_in=True)
 
 
+def test_damaged_files_in_the_cache_are_an_error_and_no_reason_for_the_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cifar-100-python").mkdir()
+    for name in ("train", "test", "meta"):
+        (tmp_path / "cifar-100-python" / name).write_bytes(b"cut")
+    monkeypatch.delenv("S8_DATA", raising=False)
+    monkeypatch.setenv("S8_CACHE", str(tmp_path))
+    with pytest.raises(s8.DataError, match="train does not hold its part of CIFAR-100"):
+        s8.choose_data(may_stand_in=True)
+
+
 def test_watch_sees_the_log_after_every_epoch(tiny: s8.Cifar100) -> None:
     lengths: list[int] = []
     train(None, tiny, watch=lambda log: lengths.append(len(log)))

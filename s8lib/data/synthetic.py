@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from s8lib.data.cifar100 import Cifar100, DataError, Split, load_cifar100
+from s8lib.data.cifar100 import Cifar100, DataError, Split, at_hand, load_cifar100
 from s8lib.data.download import find
 from s8lib.data.pictures import class_folders, load_folder
 from s8lib.machine.progress import tell
@@ -23,7 +23,8 @@ def choose_data(where: str | Path | None = None, *, may_stand_in: bool = False, 
 
     One of your own pictures, `train/CLASS/` and `test/CLASS/`, is read by `load_folder`.
     Either may say `synthetic` instead of a folder: the stand-in, which shows that everything works but nothing
-    about CIFAR-100. With `may_stand_in` it also takes the place, loudly, of a download that fails.
+    about CIFAR-100. With `may_stand_in` it also takes the place, loudly, of a download that fails; files that
+    are there and damaged stay an error.
     """
     named = (os.environ.get("S8_DATA") or None) if where is None else str(where)
     if named != SYNTHETIC:
@@ -32,7 +33,7 @@ def choose_data(where: str | Path | None = None, *, may_stand_in: bool = False, 
         try:
             return load_cifar100(where, download=download and where is None)
         except DataError as error:
-            if named is not None or not may_stand_in:
+            if named is not None or not may_stand_in or at_hand():
                 raise
             tell(
                 f"NOTE: {error}\nNOTE: training on the SYNTHETIC stand-in instead. It "

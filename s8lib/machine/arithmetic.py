@@ -22,7 +22,8 @@ BEFORE = {
 def arithmetic(
     device: torch.device, precision: str, compiled: bool, ranks: int, deterministic: bool, rest: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All of it, in primitives: two trainings with the same values, data and seed give the same bits.
+    """All of it, in primitives: two trainings with the same values, data and seed give the same bits where
+    "deterministic" is true.
 
     `rest` is what depends on the network, the recipe and what was asked for. On a CPU all algorithms are
     deterministic.
