@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import s8lib as s8
+from s8lib.hub_client import ask
 from tests.browser import start
 from tests.hub_runs import clients_of, until
 from tests.local_hub import LocalHub, client_of, serve
@@ -49,7 +50,23 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     monkeypatch.setattr("s8lib.publish.publisher.FIRST_PAUSE", 0.0)
     with serve() as hub, client_of(hub, tmp_path / "home"):
         yield hub
+
+
+@pytest.fixture
+def processes(hub: LocalHub) -> Iterator[None]:
+    """Each question to the Hub and each upload has a process of its own, as outside the tests; none stays."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("s8lib.hub_client.ask", ask)
+        yield
         until(lambda: not clients_of(hub))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_power_cuts() -> Iterator[None]:
+    """Nobody pulls the plug here, and to be safe from that takes up to nine tenths of a save's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,7 +28,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
+from huggingface_hub import HfApi, errors
 
+from s8lib.hub_client import HubError, explained
 from tests.hub_endpoints import ROUTES, WRITE, Answer, Commit, Endpoints, Request
 
 
@@ -132,6 +134,7 @@ class LocalHub(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # 40 ms an answer otherwise
     server: LocalHub
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -229,7 +232,11 @@ def serve(port: int = 0) -> Iterator[LocalHub]:
 
 @contextmanager
 def client_of(hub: LocalHub, home: Path) -> Iterator[None]:
-    """The client of this process, imported before, and those of its children talk to `hub` with WRITE."""
+    """The client of this process, imported before, and those of its children talk to `hub` with WRITE.
+
+    This process asks the Hub itself: a process for each question costs .5 to .8 s. The fixture `processes` has
+    them.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (hub.environment(home) | {"HF_TOKEN": WRITE}).items():
             patch.setenv(name, value)
@@ -237,7 +244,21 @@ def client_of(hub: LocalHub, home: Path) -> Iterator[None]:
         for name, value in (("ENDPOINT", hub.url), ("HUGGINGFACE_CO_URL_TEMPLATE", template)):
             patch.setattr(f"huggingface_hub.constants.{name}", value)
         patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        patch.setattr("s8lib.hub_client.ask", ask_here)
+        patch.setattr("s8lib.hub_client._tell_what_moves", lambda: None)
         yield
+
+
+def ask_here(task: Callable[..., Any], *_: Any, token: str | None, **job: Any) -> Any:
+    """What `hub_client.ask` returns or raises, without limit, stop, and what has moved."""
+    for name in ("limit", "stop", "hear"):
+        job.pop(name, None)
+    try:
+        return task(HfApi(token=token), **job)
+    except HubError:
+        raise
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise explained(error) from None
 
 
 def main() -> None:

@@ -58,8 +58,7 @@ def test_a_run_killed_in_mid_epoch_and_started_again_equals_an_uninterrupted_one
     process.kill()
     finish(process)
     assert 1 <= len(s8.EpochLog.read(run / "epoch_log.csv")) < 3
-    code, output = finish(command(*TRAIN, "--run", run))
-    assert code == 0, output
+    assert cli.main([*TRAIN, "--run", str(run)]) == 0
     assert_same_bits(outcome(run), outcome(whole_run[0]))
 
 

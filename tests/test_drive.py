@@ -29,12 +29,6 @@ CHECKPOINT = 20_000  # bytes, at least
 SHORT = recipe(epochs=4, phase1_epochs=2)
 
 
-@pytest.fixture(autouse=True)
-def _no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody pulls the plug here, and to be safe from that takes nine tenths of the time."""
-    monkeypatch.setattr(os, "fsync", lambda number: None)
-
-
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
     """The folder on Drive that keeps runs."""

@@ -234,11 +234,9 @@ HALF = [b"", b"null", b"[1, 2]", b'{"a": ', b"\xff\xfe", b"[" * 100_000]
 
 
 @pytest.mark.parametrize("content", HALF)
-@pytest.mark.parametrize("name", ["environment.json", "recipe.json", "report.json"])
-def test_a_file_that_informs_never_stops_a_run(
-    run: Path, finished: Path, tiny: s8.Cifar100, name: str, content: bytes
-) -> None:
-    (run / name).write_bytes(content)
+def test_files_that_inform_never_stop_a_run(run: Path, finished: Path, tiny: s8.Cifar100, content: bytes) -> None:
+    for name in ("environment.json", "recipe.json", "report.json"):
+        (run / name).write_bytes(content)
     go_on(run, tiny)
     assert_same_bits(outcome(run), outcome(finished))
     assert s8.RunFolder(run).recipe().seed == SHORT.seed
@@ -397,11 +395,12 @@ class Killed(BaseException):
 def test_a_kill_before_any_file_operation_loses_at_most_the_save_it_hit_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    real, number = getattr(os, call), 0
+    real, number, before = getattr(os, call), 0, Machine(tmp_path / "before").until(7)
     seen = set()
     while True:
         calls, number = 0, number + 1
-        machine = Machine(tmp_path / f"{number}").until(7)
+        machine = Machine(shutil.copytree(before.path, tmp_path / f"{number}"))
+        assert machine.resumed() == 7
 
         def die(*arguments: Any, last: int = number, **options: Any) -> Any:
             nonlocal calls

@@ -25,7 +25,7 @@ from s8lib.run.copies import RETRIES
 from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
 from s8lib.run.place import Sending
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, ORG, READ, WRITE, Commit, File, Repo
-from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, in_process, until
+from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, until
 from tests.local_hub import LocalHub, serve
 from tests.runs import MODEL, RECIPE, Cut, assert_same_bits, command, finish, outcome, train
 from tests.saves import Machine, contents
@@ -125,14 +125,12 @@ FAILURES = [  # endpoint, what it does, what is said of it, and whether it is tr
     ("commit", 429, "the Hub answered 429, made to fail", True),
     ("commit", 500, "the Hub answered 500, made to fail", True),
     ("commit", "reset", "", True),
-    ("info", "hang", "no answer from the Hub in 9 s", True),
 ]
 
 
 def test_no_failure_stops_training_or_changes_it_and_all_is_sent_in_the_end(
-    hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+    hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
-    monkeypatch.setattr("s8lib.run.hub.CHECK_LIMIT", 9.0)
     run, publishing = published(tmp_path / "run", lines, every=1)
     for endpoint, how, words, again in FAILURES:
         hub.fail(endpoint, how)
@@ -235,8 +233,9 @@ def test_out_of_reach_from_the_start_a_run_that_is_here_goes_on_and_the_command_
         check_consistent(back.commits(NAME)[0], 11, tmp_path)
 
 
-def test_finish_waits_no_longer_than_it_may_and_leaves_no_process(
-    hub: LocalHub, tmp_path: Path, lines: list[str]
+@pytest.mark.usefixtures("processes")
+def test_neither_finish_nor_a_question_waits_longer_than_it_may_and_no_process_is_left(
+    hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, publishing = published(tmp_path / "run", lines, wait=2)
     run.until(2)
@@ -245,6 +244,10 @@ def test_finish_waits_no_longer_than_it_may_and_leaves_no_process(
     assert [line.split(";")[0] for line in lines] == ["epoch 2 is NOT on the Hub"]
     assert not clients_of(hub)
     assert list((run.path / ".outgoing").iterdir()) == []
+    monkeypatch.setattr("s8lib.run.hub.CHECK_LIMIT", 1.0)
+    publisher(lines)
+    assert lines[1] == "no answer from the Hub in 1 s; tried again when a commit is due"
+    assert not clients_of(hub)
 
 
 def test_with_the_limits_as_they_are_a_hub_that_hangs_for_ten_minutes_costs_no_commit(
@@ -399,6 +402,7 @@ def test_a_stop_in_mid_upload_waits_for_nothing_loses_nothing_and_leaks_no_token
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and WRITE.encode() in file.read_bytes()]
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_token_that_the_hub_repeats_in_its_answer_is_not_said(
     hub: LocalHub, tmp_path: Path, lines: list[str]
 ) -> None:
@@ -437,32 +441,23 @@ def test_on_another_machine_the_command_line_goes_on_from_the_hub_and_equals_an_
         train(new, data, recipe=dataclasses.replace(recipe, seed=4))
 
 
-ANOTHER = """
-import s8lib as s8
-from tests.runs import recipe, train
-data, lines = s8.synthetic_cifar100(seed=0, train=200, test=100), []
-for seed, overwrite in ((0, False), (4, False), (4, True)):
-    hub = s8.HubPublisher(name, token=token, overwrite=overwrite, say=lines.append)
-    short = recipe(epochs=1, phase1_epochs=0, warmup_epochs=0, seed=seed)
-    try:
-        train(f"{folder}/{seed}", data, recipe=short, hub=hub, lines=lines)
-    except s8.RunError as error:
-        lines.append(f"refused: {error}")
-out = lines
-"""
-
-
 def test_another_run_in_the_repository_is_left_there_and_replaced_only_if_asked_for(
-    hub: LocalHub, tmp_path: Path
+    hub: LocalHub, tmp_path: Path, lines: list[str], tiny: s8.Cifar100
 ) -> None:
-    said = in_process(hub, tmp_path / "home", ANOTHER, folder=tmp_path)
-    (refusal,) = (line for line in said if line.startswith("refused: "))
-    assert "holds another run: recipe seed is 0 there and 4 here" in refusal
+    for seed, overwrite in ((0, False), (4, False), (4, True)):
+        short = dataclasses.replace(RECIPE, epochs=1, phase1_epochs=0, warmup_epochs=0, seed=seed)
+        publishing = publisher(lines, overwrite=overwrite)
+        with (
+            pytest.raises(s8.RunError, match="holds another run: recipe seed is 0 there and 4 here")
+            if seed and not overwrite
+            else contextlib.nullcontext()
+        ):
+            train(tmp_path / str(seed), tiny, recipe=short, hub=publishing, lines=lines)
     assert (
         f"{NAME} on the Hub: another run is there (recipe seed is 0 there and 4 here): this one starts without"
-        in said
+        in lines
     )
-    assert "is brought to" not in " ".join(said)
+    assert "is brought to" not in " ".join(lines)
     seeds = [json.loads(commit.files["recipe.json"].content)["seed"] for commit in hub.commits(NAME)]
     assert seeds == [0, 4]
 

@@ -179,6 +179,7 @@ def test_exports_stay_while_the_weights_they_are_of_are_the_best_whoever_publish
     assert "model.onnx" not in another.files["README.md"].content.decode()
 
 
+@pytest.mark.usefixtures("processes")
 def test_at_4_megabits_a_second_finish_waits_while_bytes_move_and_tells_how_many(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_at_4_megabits_a_second_finish_waits_while_bytes_move_and_tells_how_many
     assert sum(1 for line in machine.lines if re.fullmatch(told, line)) > 2
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_hub_that_hangs_in_mid_file_costs_neither_the_commit_nor_training(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +220,7 @@ def test_a_hub_that_hangs_in_mid_file_costs_neither_the_commit_nor_training(
     check_consistent(hub.commits(NAME)[0], 5, tmp_path)
 
 
+@pytest.mark.usefixtures("processes")
 def test_over_xet_bytes_are_seen_to_move_and_both_branches_name_what_was_uploaded(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 import s8lib as s8
 from s8lib.data.cifar100 import CIFAR100_FINGERPRINT
-from tests.hub_endpoints import WRITE
-from tests.hub_runs import NAME, in_process
-from tests.local_hub import serve
+from tests.hub_endpoints import WRITE, Commit, File, Repo
+from tests.hub_runs import NAME
+from tests.local_hub import LocalHub
 from tests.runs import recipe, train
 from tests.saves import Machine
 
@@ -52,34 +52,17 @@ def test_what_is_no_run_is_said_in_a_sentence(kept: Path, tmp_path: Path) -> Non
         s8.find_run("begun", tmp_path)
 
 
-FIND = """
-import s8lib as s8
-out, lines = [], []
-for repository in [name, name, "tester/card-only"]:
-    try:
-        run = s8.find_run(repository, folder, lines.append)
-        out.append([str(run.path), run.manifest().epoch, run.best_weights()[0]])
-    except (s8.HubError, ConnectionError) as error:
-        out.append(str(error))
-out.append(lines)
-"""
-PUBLISH = """
-import s8lib as s8
-from huggingface_hub import HfApi
-s8.HubPublisher(name, token=token).publish(s8.RunFolder(run))
-api = HfApi(token=token)
-api.create_repo("tester/card-only")
-api.upload_file(path_or_fileobj=b"# Nothing", path_in_repo="README.md", repo_id="tester/card-only")
-out = None
-"""
-
-
-def test_a_run_is_found_on_the_hub_and_fetched_once(kept: Path, tmp_path: Path) -> None:
-    with serve() as hub:
-        in_process(hub, tmp_path / "home", PUBLISH, run=kept / "newer")
-        first, second, card_only, lines = in_process(hub, tmp_path / "home", FIND, folder=tmp_path)
-    assert first == second == [str(tmp_path / "tester--net"), 2, 2]
-    assert card_only == "tester/card-only on the Hub holds no run of s8lib: name another repository"
+def test_a_run_is_found_on_the_hub_and_fetched_once(hub: LocalHub, kept: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    s8.HubPublisher(NAME, token=WRITE, say=lines.append).publish(s8.RunFolder(kept / "newer"))
+    lines.clear()
+    for _ in range(2):
+        run = s8.find_run(NAME, tmp_path, lines.append)
+        assert (run.path, run.manifest().epoch, run.best_weights()[0]) == (tmp_path / "tester--net", 2, 2)
+    card = Commit("only a card", {"README.md": File(b"# Nothing", lfs=False)}, "")
+    hub.endpoints.repos["tester/card-only"] = Repo(commits=[card])
+    with pytest.raises(s8.HubError, match="^tester/card-only on the Hub holds no run of s8lib: name another repo"):
+        s8.find_run("tester/card-only", tmp_path, lines.append)
     assert len(lines) == 2
     assert f"epoch 2 is brought to {tmp_path / 'tester--net'} from https://huggingface.co/{NAME}" in lines[0]
     assert lines[1].endswith("tester--net holds epoch 2 already: remove that folder to fetch anew")
