@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from s8lib.machine.progress import in_notebook
 from s8lib.presets import QUICK, REACHED
 from s8lib.recipe import Recipe, RecipeError
 
@@ -68,7 +69,8 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
         if recipe.model != QUICK.model:
             shorter = "; the recipe quick shows a result much sooner"
         elif epochs := _longest(recipe, duration):
-            length = f"{epochs} epoch{'s' * (epochs > 1)} (--epochs {epochs})"
+            setting = f"EPOCHS = {epochs}" if in_notebook() else f"--epochs {epochs}"
+            length = f"{epochs} epoch{'s' * (epochs > 1)} ({setting})"
             shorter = f"; a new run of {length} would end within 20 min"
             as_measured = dataclasses.replace(recipe, seed=QUICK.seed) == QUICK and images == 50_000
             if as_measured and epochs >= min(REACHED):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -258,10 +259,12 @@ def telling_how_to_go_on(run: RunFolder | None, say: Callable[[str], None]) -> I
     """Say, when Ctrl-C, SIGTERM or a GPU that is too small ends the block, from where the same command goes on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        traceback.clear_frames(error.__traceback__)  # a notebook keeps it, and with it what the step had computed
         say(f"stopped; {how_to_go_on(run)}")
         raise
     except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)
         raise RunFault(
             f"the GPU's memory is too small ({str(error).partition('. ')[0]}); {how_to_go_on(run)}. "
             "A lower batch_size or a smaller network, in a new run folder, needs less"

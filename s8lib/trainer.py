@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, amp, nn, optim
@@ -127,11 +129,15 @@ def train(
         network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         if ranks.world > 1:
             # No rank sends its buffers in each step: evaluation is preceded by rank 0's.
-            network = DistributedDataParallel(network, gradient_as_bucket_view=True, broadcast_buffers=False)
+            named = {"forward_sync_buffers"} & inspect.signature(DistributedDataParallel).parameters.keys()
+            silent: Any = dict.fromkeys(named or {"broadcast_buffers"}, False)  # the name before torch 2.13
+            network = DistributedDataParallel(network, gradient_as_bucket_view=True, **silent)
         loss_of = eager = loss_function(network, train_set.to(device), device, precision)
         # Each phase has its own code, and in the middle of a run it would be too late for the compiler to fail.
         ends = [plan_epoch(recipe, at, recipe.batch_size, device) for at in (len(log), recipe.epochs - 1)]
         if use_compile:
+            if deterministic and hasattr(inductor := torch._inductor.config, "deterministic"):
+                stack.enter_context(inductor.patch(deterministic=True))  # else it chooses kernels by their speed
             loss_of = compile_or_eager(eager, partial(session.try_out, network, model, ends, ranks), ranks, say)
 
         compiled, share = loss_of is not eager, recipe.batch_size // ranks.world

@@ -7,6 +7,8 @@ import contextlib
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,23 @@ def test_a_rank_that_ends_alone_says_from_where_the_run_goes_on(
     monkeypatch.setenv(RANKS, "2")
     with pytest.raises(s8.RunFault, match="too small .*; the last good checkpoint is epoch 1 in"):
         train(tmp_path, tiny, model=TooLarge(10, 1), recipe=recipe(**SHORT))
+
+
+LEFT_WAITING = """
+import os, time
+import torch, torch.distributed as dist
+from s8lib.machine.ranks import join_ranks
+os.environ["WORLD_SIZE"] = "2"
+dist.init_process_group, dist.get_rank, dist.get_world_size = print, lambda: 0, lambda: 2
+dist.get_backend, dist.destroy_process_group = lambda: "nccl", lambda: time.sleep(600)
+with join_ranks(torch.device("cpu")):
+    raise SystemExit("the sentence")
+"""
+
+
+def test_a_fault_under_nccl_whose_way_out_waits_for_the_other_ranks_is_told_and_ends_the_process() -> None:
+    ended = subprocess.run([sys.executable, "-c", LEFT_WAITING], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (1, "the sentence\n")
 
 
 def test_the_device_that_the_environment_names_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

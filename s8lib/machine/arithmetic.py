@@ -34,7 +34,7 @@ def arithmetic(
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": precision,
-        "threads": torch.get_num_threads(),
+        **({"threads": torch.get_num_threads()} if device.type == "cpu" else {}),
         "instructions": " ".join(instructions) if device.type == "cpu" else "",
         "torch": str(torch.__version__),  # a subclass of str would need a pickle
         "compiled": compiled,

@@ -95,7 +95,7 @@ def compile_or_eager(
     step: Callable[..., Any], try_out: Callable[[Any], object], ranks: Ranks, say: Callable[[str], None]
 ) -> Any:
     """`step` compiled, if `try_out(compiled)` gets through on every rank, else `step` itself and one line why."""
-    say("compiling the training step, which takes about a minute")
+    say("compiling the training step, which takes a minute or two")
     problem = ""
     try:
         torch._dynamo.reset()  # earlier runs of this process count towards a limit of recompilations

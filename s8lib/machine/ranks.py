@@ -1,5 +1,6 @@
 """Where this process stands among the ranks that `torchrun` started; alone, everything here does nothing."""
 
+import atexit
 import contextlib
 import os
 from collections.abc import Iterator
@@ -64,5 +65,12 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # The other ranks wait for this one, and NCCL's way out would wait for them: once all is told, the process
+        # ends, and torchrun stops them.
+        if dist.get_backend() == "nccl":
+            atexit.register(os._exit, 1)
+        else:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
