@@ -10,7 +10,7 @@ run: .venv/installed
 	$(BIN)/python tools/notebooks.py run session_8.ipynb
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 40 --durations-min 5
 	$(MAKE) nbval
 
 check: .venv/installed
@@ -32,7 +32,7 @@ notebooks: .venv/installed
 # All tests with the oldest versions that pyproject.toml allows. Those know Python 3.11 and 3.12 only: where python3 is
 # a newer one, `make floors PYTHON=python3.11`.
 floors: .venv-floors/installed
-	OMP_NUM_THREADS=1 .venv-floors/bin/python -m pytest -p no:cacheprovider -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv-floors/bin/python -m pytest -p no:cacheprovider -n 3 --dist loadfile --no-loadscope-reorder
 
 # Both notebooks as newcomers open them, on a fake Colab, a fake Kaggle and in plain Jupyter, where nothing is installed.
 door: .venv-door/installed

@@ -22,7 +22,15 @@ from s8lib.data.cifar100 import holdout as holdout_split
 from s8lib.forecast import forecast, in_words, seconds_left, until
 from s8lib.launch import ranks_to_start, train_on
 from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
-from s8lib.machine.device import autocast, compile_or_eager, environment, pick_compile, pick_device, pick_precision
+from s8lib.machine.device import (
+    autocast,
+    compile_or_eager,
+    deterministic_compiler,
+    environment,
+    pick_compile,
+    pick_device,
+    pick_precision,
+)
 from s8lib.machine.progress import progress_bar, tell
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
@@ -136,8 +144,7 @@ def train(
         # Each phase has its own code, and in the middle of a run it would be too late for the compiler to fail.
         ends = [plan_epoch(recipe, at, recipe.batch_size, device) for at in (len(log), recipe.epochs - 1)]
         if use_compile:
-            if deterministic and hasattr(inductor := torch._inductor.config, "deterministic"):
-                stack.enter_context(inductor.patch(deterministic=True))  # else it chooses kernels by their speed
+            stack.enter_context(deterministic_compiler() if deterministic else contextlib.nullcontext())
             loss_of = compile_or_eager(eager, partial(session.try_out, network, model, ends, ranks), ranks, say)
 
         compiled, share = loss_of is not eager, recipe.batch_size // ranks.world

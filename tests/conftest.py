@@ -76,6 +76,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     browser.quit()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that at the end no core waits for one of them."""
+    longest = {f"test_{name}" for name in ("cli", "notebooks", "hub", "drive", "ranks", "hub_branches", "trainer")}
+    items.sort(key=lambda item: item.path.stem not in longest)
+
+
 @pytest.fixture(autouse=True)
 def _gpu_marker(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -1,5 +1,6 @@
 """What the machine can do: device, precision, compiler, and what a report says about it."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -89,6 +90,13 @@ def pick_compile(device: torch.device, compile: str = "auto") -> bool:
     if compile == "auto":
         return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
     return compile == "on"
+
+
+def deterministic_compiler() -> contextlib.AbstractContextManager[None]:
+    """Within it the compiler chooses no kernel by its speed here, where this torch can be told so."""
+    from torch._inductor import config  # here: it takes a second
+
+    return config.patch(deterministic=True) if hasattr(config, "deterministic") else contextlib.nullcontext()
 
 
 def compile_or_eager(
