@@ -170,15 +170,20 @@ def main() -> None:
     """The process that `ask` starts."""
     task, token, job = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(os.devnull, "w") as nobody, contextlib.redirect_stderr(nobody):  # the client's bars and warnings
+        answer = answer_of(task, token, job)
+    Path(sys.argv[1], ANSWER).write_bytes(pickle.dumps(answer))
+    os._exit(0)  # none of the client's threads is waited for
+
+
+def answer_of(task: Callable[..., Any], token: str | None, job: dict[str, Any]) -> Any:
+    """What `task` returns, or its error, explained."""
     try:
-        with open(os.devnull, "w") as nobody, contextlib.redirect_stderr(nobody):  # the client's bars and warnings
-            answer = task(HfApi(token=token), **job)
+        return task(HfApi(token=token), **job)
     # OSError: a staged file, offline mode. RuntimeError: what the client makes of any failure in mid-file.
     # ValueError: HubError, or an answer that the client does not understand.
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
-        answer = error if isinstance(error, HubError) else explained(error)
-    Path(sys.argv[1], ANSWER).write_bytes(pickle.dumps(answer))
-    os._exit(0)  # none of the client's threads is waited for
+        return error if isinstance(error, HubError) else explained(error)
 
 
 class Head(NamedTuple):

@@ -28,9 +28,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
-from huggingface_hub import HfApi, errors
 
-from s8lib.hub_client import HubError, explained
+from s8lib.hub_client import answer_of
 from tests.hub_endpoints import ROUTES, WRITE, Answer, Commit, Endpoints, Request
 
 
@@ -253,12 +252,10 @@ def ask_here(task: Callable[..., Any], *_: Any, token: str | None, **job: Any) -
     """What `hub_client.ask` returns or raises, without limit, stop, and what has moved."""
     for name in ("limit", "stop", "hear"):
         job.pop(name, None)
-    try:
-        return task(HfApi(token=token), **job)
-    except HubError:
-        raise
-    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise explained(error) from None
+    answer = answer_of(task, token, job)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def main() -> None:
