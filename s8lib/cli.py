@@ -65,9 +65,13 @@ def _train(options: argparse.Namespace) -> None:
     hub = None
     if options.hub_repo is not None and _is_first_rank():
         hub = s8.HubPublisher(options.hub_repo, private=options.hub_private, overwrite=options.overwrite)
-    data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
+    there = options.run and s8.RunFolder(options.run)
+    if there and there.data_fingerprint:
+        data = s8.data_of(there, options.data)
+    else:
+        data = s8.choose_data(options.data, may_stand_in=options.recipe == "auto" and device.type == "cpu")
     model = network(len(data.classes))
-    run = s8.RunFolder(options.run or Path("runs", run_name(recipe, data)))
+    run = there or s8.RunFolder(Path("runs", run_name(recipe, data)))
     if _is_first_rank():
         print(f"run folder: {run.path}")
     passed_on = ("precision", "compile", "deterministic", "holdout", "sync_batchnorm")
