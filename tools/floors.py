@@ -7,7 +7,8 @@ import tomllib
 from pathlib import Path
 
 project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
+tested = {extra: what for extra, what in project["optional-dependencies"].items() if extra != "bench"}
+for requirements in (project["dependencies"], *tested.values()):
     for requirement in requirements:
         if not requirement.startswith(project["name"]):  # the extra `test` takes the other extras in
             print(re.sub(r">=([\d.]+).*", r"==\1.*", requirement))
