@@ -24,7 +24,7 @@ from benchmarks import speed
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "results" / "README.md"
 IN_README = ("run", "network", "hardware", "seed", "target", "final epoch", "best epoch", "chosen on", "minutes")
-TARGETS = {"seed-100": "74-75%", "seed-200": "82%", "quick": "75%"}  # the commission's
+TARGETS = {"seed-100": "74-75%", "seed-200": "82%", "quick": "75%", "quick-long": "78%"}  # the commission's
 POSTER = ROOT / "docs" / "poster.jpg"
 BEGIN = "<!-- python -m benchmarks.results_table writes from here -->"
 END = "<!-- to here -->"
