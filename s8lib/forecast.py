@@ -42,10 +42,10 @@ def until(seconds: float) -> str:
 
 
 def _longest(recipe: Recipe, duration: Callable[[Recipe], float]) -> int:
-    """The most epochs of the recipe, shortened, whose duration is at most LONG, or 0."""
+    """The most epochs of the recipe, at most its own, whose duration is at most LONG, or 0."""
     about = math.floor(recipe.epochs * LONG / duration(recipe))
     with contextlib.suppress(RecipeError):  # what is set to the extreme cannot be shortened
-        for epochs in range(min(recipe.epochs - 1, about + 2), 0, -1):
+        for epochs in range(min(recipe.epochs, about + 2), 0, -1):
             if duration(recipe.stretched(epochs / recipe.epochs)) <= LONG:
                 return epochs
     return 0
@@ -58,21 +58,23 @@ def forecast(recipe: Recipe, done: int, step: float, images: int, test_images: i
         step: seconds of a step of the next epoch, without the optimizer's part.
         images: that an epoch trains on; `test_images` are then measured, at a third of the cost of training.
     """
-    full = step / (recipe.at(done).image_size / 32) ** 2
+    full = step / recipe.batch_size / (recipe.at(done).image_size / 32) ** 2  # seconds an image
 
     def duration(recipe: Recipe, done: int = 0) -> float:
-        training = _whole_epochs(recipe, done) * (images // recipe.batch_size) * 1.1
-        return full * (training + (recipe.epochs - done) * test_images / recipe.batch_size / 3)
+        trained = _whole_epochs(recipe, done) * (images - images % recipe.batch_size) * 1.1
+        return full * (trained + (recipe.epochs - done) * test_images / 3)
 
     seconds, shorter = duration(recipe, done), ""
     if seconds > LONG and not done:
         if recipe.model != QUICK.model:
             shorter = "; the recipe quick shows a result much sooner"
-        elif epochs := _longest(recipe, duration):
+        elif epochs := _longest(of := recipe if recipe.epochs <= QUICK.epochs else QUICK, duration):
             setting = f"EPOCHS = {epochs}" if in_notebook() else f"--epochs {epochs}"
+            if of is not recipe:
+                setting = ('PROFILE = "quick", ' if in_notebook() else "--recipe quick ") + setting
             length = f"{epochs} epoch{'s' * (epochs > 1)} ({setting})"
             shorter = f"; a new run of {length} would end within 20 min"
-            as_measured = dataclasses.replace(recipe, seed=QUICK.seed) == QUICK and images == 50_000
+            as_measured = dataclasses.replace(of, seed=QUICK.seed) == QUICK and images == 50_000
             if as_measured and epochs >= min(REACHED):
                 shorter += f", at about {np.interp(epochs, [*REACHED], [*REACHED.values()]):.0f}%"
     again = " Interrupted, it goes on when it is started again." if seconds > LONG else ""

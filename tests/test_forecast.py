@@ -57,6 +57,14 @@ def test_the_run_that_would_end_within_twenty_minutes_is_the_longest_that_does(m
     assert (int(named[1]) if named else None) == (max(within) if within else None)
 
 
+@pytest.mark.parametrize(("step", "epochs"), [(0.8, 9), (2.4, 3)])
+def test_beside_a_long_run_of_the_small_network_quick_is_what_would_be_shorter(step: float, epochs: int) -> None:
+    for longer in (s8.QUICK_LONG, s8.QUICK.stretched(20 / 9), s8.QUICK_LONG.with_settings({"batch_size": 256})):
+        told = forecast(longer, 0, step * longer.batch_size / 512, 50_000, 10_000)
+        of = f"{epochs} epochs (--recipe quick --epochs {epochs})"
+        assert f"; a new run of {of} would end within 20 min, at about {REACHED[epochs]:.0f}%. " in told
+
+
 @pytest.mark.parametrize("changed", [{"lr_peak": 0.1}, {"cycle_epochs": 0.01}, {"name": "x" * 99}])
 def test_of_a_recipe_of_ones_own_no_accuracy_is_promised(changed: dict[str, object]) -> None:
     assert "at about" not in forecast(s8.QUICK.with_settings(changed), 0, 1.5, 50_000, 10_000)
