@@ -136,7 +136,8 @@ def train(
 
         network: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_batchnorm else model
         if ranks.world > 1:
-            # No rank sends its buffers in each step: evaluation is preceded by rank 0's.
+            # No rank sends its buffers in each step: evaluation is preceded by rank 0's. And no static_graph: it
+            # fails torch's own assertion after a backward pass in which ranks do not meet, such as `try_out`'s.
             named = {"forward_sync_buffers"} & inspect.signature(DistributedDataParallel).parameters.keys()
             silent: Any = dict.fromkeys(named or {"broadcast_buffers"}, False)  # the name before torch 2.13
             network = DistributedDataParallel(network, gradient_as_bucket_view=True, **silent)
