@@ -584,6 +584,25 @@ def test_reports_written_after_training_follow_and_half_written_files_do_not(
     assert machine().resumed() == 1
 
 
+def test_a_file_beside_the_save_that_cannot_be_read_keeps_nothing_else_from_the_drive(
+    machine: Callable[..., Machine], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, copyfile = machine(), shutil.copyfile
+
+    def locked(source: Path, target: Path) -> object:  # root may read everything
+        if source.name == "notes.txt":
+            raise PermissionError(13, "Permission denied")
+        return copyfile(source, target)
+
+    monkeypatch.setattr("s8lib.run.copies.shutil.copyfile", locked)
+    (here.run.path / "notes.txt").touch()
+    here.save(1)
+    assert here.run.sync()
+    assert any("notes.txt cannot be read (Permission denied): left out" in line for line in here.lines)
+    assert not (kept / "run" / "notes.txt").exists()
+    assert machine().resumed() == 1
+
+
 def test_what_became_of_a_copy_that_an_ended_training_began_does_not_end_this_one(
     machine: Callable[..., Machine], kept: Path
 ) -> None:

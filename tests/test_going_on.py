@@ -233,6 +233,18 @@ def test_a_strangers_checkpoint_is_refused_in_one_sentence_and_no_pickle_runs(
 HALF = [b"", b"null", b"[1, 2]", b'{"a": ', b"\xff\xfe", b"[" * 100_000]
 
 
+def test_what_lies_in_the_place_of_a_file_that_informs_stays_and_stops_nothing(
+    run: Path, finished: Path, tiny: s8.Cifar100
+) -> None:
+    for name in ("environment.json", "recipe.json"):
+        (run / name).unlink()
+        (run / name / "mine").mkdir(parents=True)
+    said = go_on(run, tiny)
+    assert len([line for line in said if "cannot be replaced" in line]) == 2
+    assert {path.parent.name for path in run.glob("*/mine")} == {"environment.json", "recipe.json"}
+    assert_same_bits(outcome(run), outcome(finished))
+
+
 @pytest.mark.parametrize("content", HALF)
 def test_files_that_inform_never_stop_a_run(run: Path, finished: Path, tiny: s8.Cifar100, content: bytes) -> None:
     for name in ("environment.json", "recipe.json", "report.json"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from s8lib.run.save import FORMAT, Manifest, RunFault
 from tests.local_hub import client_of, serve
 from tests.places import Disk, Drive, Hub
 from tests.runs import RECIPE, recipe
+from tests.saves import Machine
 
 
 @pytest.fixture(params=["disk", "drive", "hub"])
@@ -160,3 +162,56 @@ def test_where_a_newcomer_takes_over_the_older_process_stops_at_its_next_save(pl
     newer.until(4)
     place.keep(newer)
     assert place.machine().resumed() == 4
+
+
+# Two places at once, as on Colab ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[tuple[Drive, Hub]]:
+    (tmp_path / "other").mkdir()
+    with serve() as hub, client_of(hub, tmp_path / "home"):
+        yield Drive(tmp_path), Hub(tmp_path / "other", hub)
+
+
+def machine_with(places: tuple[Drive, Hub]) -> Machine:
+    machine, other = (place.machine() for place in places)
+    machine.run.copies += other.run.copies
+    return machine
+
+
+@pytest.mark.parametrize("newer", [0, 1], ids=["drive", "hub"])
+def test_of_two_places_the_one_with_the_newer_save_is_gone_on_from(both: tuple[Drive, Hub], newer: int) -> None:
+    for place, epochs in ((both[newer], 5), (both[1 - newer], 3)):
+        place.keep(place.machine().until(epochs))
+    assert machine_with(both).resumed() == 5
+
+
+def cut_all(drive: Drive) -> None:
+    for name in drive.checkpoints():
+        drive.write(name, drive.read(name)[:100])
+
+
+def break_down(drive: Drive) -> None:
+    shutil.rmtree(drive.folder)
+    drive.folder.write_text("no folder")
+
+
+@pytest.mark.parametrize(("harm", "word"), [(cut_all, "passed over"), (break_down, "cannot be read")])
+def test_what_one_place_cannot_give_comes_from_the_other(
+    both: tuple[Drive, Hub], harm: Callable[[Drive], None], word: str
+) -> None:
+    machine_with(both).until(3).run.sync()
+    harm(both[0])
+    machine = machine_with(both)
+    assert machine.resumed() == 3
+    assert any(line.startswith("Google Drive: ") and word in line for line in machine.lines)
+
+
+def test_a_place_that_fails_at_the_end_keeps_nothing_from_the_other(both: tuple[Drive, Hub]) -> None:
+    machine = machine_with(both).until(2)
+    machine.run.sync()
+    break_down(both[0])
+    machine.until(3)
+    assert not machine.run.sync()
+    assert both[1].checkpoints() == ["checkpoints/epoch_003.pt"]

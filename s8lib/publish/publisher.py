@@ -88,7 +88,7 @@ class HubPublisher(Copies):
         write_log(run, log)
         epoch, _ = run.best_weights()
         best, last = log[epoch - 1], log[-1]
-        sent = {name: run.path / name for name in SENT if (run.path / name).exists()}
+        sent = {name: run.path / name for name in SENT if (run.path / name).is_file()}
         files: dict[str, Path | str | bytes] = {**sent, **beside(run, self._transformers)}
         files |= {export.path.name: export.path for export in self._exports}
         if exports := self._all_exports(weights := run.manifest().files[WEIGHTS].sha256):

@@ -206,13 +206,19 @@ def stage(place: Place, run: RunFolder, extras: Mapping[str, Path | str | bytes]
     sources.update({name: run.find(name) for name in saved})
     sources.update(extras)
     try:
-        for name, source in sources.items():
+        for name, source in [*sources.items()]:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(source, Path):
-                _link(source, target) if name in saved else shutil.copyfile(source, target)
-            else:
+            if not isinstance(source, Path):
                 target.write_bytes(source.encode() if isinstance(source, str) else source)
+            elif name in saved:
+                _link(source, target)
+            else:
+                try:
+                    shutil.copyfile(source, target)
+                except PermissionError as error:  # it only informs
+                    run.say(f"{place.title}: {source} cannot be read ({error.strerror}): left out")
+                    del sources[name]
         files = {name: content_of(folder / name) for name in sources.keys() - saved - {CARD}}
         files |= {name: manifest.files[name] for name in saved}
         manifest = dataclasses.replace(manifest, files=files, best_epoch=manifest.best_epoch if best else None)

@@ -97,7 +97,15 @@ class RunFolder(RunReader):
             if epoch not in manifest.checkpoints:
                 self.say(f"{path} is no part of the run's saves: left alone")
         newest = self._newest_intact(manifest)
+        problems: dict[Copies, RunError] = {}
         for copies in self.copies:
+            try:
+                newest = copies.fetch(self, newest, identity) or newest
+            except RunError as error:  # another place may have what this one lacks
+                problems[copies] = error
+        for copies, problem in problems.items():
+            if not newest:
+                raise problem
             newest = copies.fetch(self, newest, identity) or newest
         for old in (".hub", saves.OUTGOING):
             shutil.rmtree(self.path / old, ignore_errors=True)
@@ -199,9 +207,15 @@ class RunFolder(RunReader):
         self._settle()
 
     def write_json(self, name: str, value: object) -> None:
-        """Write a file of the folder in one piece: a reader sees the old one or the new, never half of it."""
-        with replacing(self.path / name) as partial:
-            partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        """Write a file that informs, in one piece: a reader sees the old one or the new, never half of it.
+
+        Where something lies that cannot be replaced, that is said.
+        """
+        try:
+            with replacing(self.path / name) as partial:
+                partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        except (IsADirectoryError, PermissionError) as error:  # Windows: another program holds it open
+            self.say(f"{self.path / name} cannot be replaced ({error.strerror}): it stays as it is")
 
     def _commit(self, manifest: Manifest) -> None:
         manifest = dataclasses.replace(manifest, sequence=manifest.sequence + 1)
