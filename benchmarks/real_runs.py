@@ -29,7 +29,7 @@ from s8lib.run.save import replacing
 
 RECORDS = ("epoch_log.csv", "recipe.json", "environment.json")  # what training itself leaves of a result
 SESSIONS = "sessions.json"
-TARGETS = {"seed-100": 80.0, "seed-200": 82.0}  # percent, top-1 of the final epoch on the test set
+TARGETS = {"seed-100": 75.0, "seed-200": 82.0}  # the commission's, percent, top-1 on the test set
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -226,7 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ((field, points),) = values.items()
         for point in points:
             variant = {"what": "step", "model": "wrn-16-2", "batch_size": 128, field: point}
-            report["scaling"][f"{kind} {point}"] = variant, measure(variant, str(device))
+            where = device.type if kind == "ranks" else str(device)  # each rank takes a GPU of its own
+            report["scaling"][f"{kind} {point}"] = variant, measure(variant, where)
             _write(report, options.json)
     print(f"\n{table(report)}")
     if options.json:

@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         metavar="DIR|synthetic",
         help="CIFAR-100's folder, or train/CLASS/ and test/CLASS/ of your own; "
-        "default $S8_DATA, the cache, or a download",
+        "default the run's own, $S8_DATA, the cache, or (not for a report) a download",
     )
     add("--device", help="such as cuda, cuda:1, mps, cpu; default $S8_DEVICE, or the best here")
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default the best here")
@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     add = train = command(_train, "train a run, or go on with it", common)
     add("--recipe", default="auto", metavar="NAME|FILE", help=f"auto, {', '.join(PRESETS)} or a recipe.json")
     add("--model", help="wrn-28-10, resnet-42, resnet-11 or any wrn-D-K; default the recipe's")
-    add("--run", type=_named, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL-seedN")
+    add("--run", type=_named, metavar="DIR", help="the run's folder; default runs/RECIPE-MODEL[-DATA]-seedN")
     add("--epochs", type=int, metavar="N", help="stretch or shorten the whole recipe to N epochs")
     add("--seed", type=int, metavar="N", help="of weights, data order and noise; default the recipe's")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe; repeatable")

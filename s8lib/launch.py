@@ -66,7 +66,8 @@ def train_on(ranks: int, train: Callable[..., EpochLog], given: dict[str, Any]) 
         folder = Path(name)
         for_first = {"run": run and RunFolder(run.path, copies=run.copies), "hub": given["hub"]}
         for_first["watch"] = watch and _show
-        given |= {"run": run and RunFolder(run.path), "hub": None, "watch": None}
+        own_gpu = given["device"] and str(given["device"]).partition(":")[0]  # for each rank its own
+        given |= {"run": run and RunFolder(run.path), "hub": None, "watch": None, "device": own_gpu}
         torch.save({"train": train, **given}, folder / "given")
         with (
             open(folder / "stderr", "wb") as stderr,

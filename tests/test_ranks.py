@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import s8lib as s8
 from s8lib.data.batches import plan_epoch
-from s8lib.launch import RANKS, ranks_to_start
+from s8lib.launch import RANKS, ranks_to_start, train_on
 from s8lib.machine.ranks import ALONE, Ranks
 from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
@@ -195,6 +195,17 @@ def test_the_device_that_the_environment_names_is_asked_for(monkeypatch: pytest.
     for named, ranks in (("cpu", 0), ("cuda:1", 0), ("", 2)):
         monkeypatch.setenv("S8_DEVICE", named)
         assert ranks_to_start(s8.SEED_100, None, print) == ranks
+
+
+def test_each_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict.fromkeys(("watch", "run", "hub", "model")) | {"say": print, "device": torch.device("cuda", 0)}
+
+    def saved(told: dict[str, object], path: Path) -> None:
+        raise AssertionError(f"each is told {told['device']}.")
+
+    monkeypatch.setattr("s8lib.launch.torch.save", saved)
+    with pytest.raises(AssertionError, match=r"^each is told cuda\.$"):
+        train_on(2, s8.train, given)
 
 
 def test_a_batch_that_ranks_cannot_share_is_trained_by_one(
