@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import itertools
 import os
@@ -148,16 +149,23 @@ def test_ctrl_c_waits_for_the_save_under_way_and_says_what_came_of_it(
 def test_ctrl_c_while_only_the_save_is_waited_for_says_what_came_of_it_too(
     tmp_path: Path, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch, second_save: Any
 ) -> None:
-    evaluated, lines = threading.Event(), list[str]()
+    evaluated, waiting, lines = threading.Event(), threading.Event(), list[str]()
+    wait = concurrent.futures.wait
+
+    def waited_for(saves: Any) -> object:
+        if evaluated.is_set():
+            waiting.set()
+        return wait(saves)
 
     def before() -> None:
-        evaluated.wait(60)
-        time.sleep(0.5)  # by then the end of the third epoch waits for this save
+        waiting.wait(60)  # until the end of the third epoch waits for this save
+        time.sleep(0.1)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         time.sleep(0.2)
         full()
 
     second_save(before)
+    monkeypatch.setattr("s8lib.session.concurrent.futures.wait", waited_for)
     when_evaluated(monkeypatch, lambda epoch, _: evaluated.set() if epoch == SECOND + 1 else None)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, tiny, lines=lines)
