@@ -13,12 +13,15 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import s8lib as s8
+from s8lib import trainer
 from s8lib.data.batches import Batch, plan_epoch
+from s8lib.data.cifar100 import holdout
 from s8lib.machine.ranks import ALONE
 from s8lib.models.weights import save_model
 from s8lib.optimizer import make_optimizer
@@ -407,10 +410,18 @@ def test_a_gpu_that_somebody_else_fills_is_said_in_the_same_sentence_and_nothing
         train(tmp_path, tiny)
 
 
-def test_holdout_images_choose_the_best_epoch_and_are_not_trained_on(tmp_path: Path, tiny: s8.Cifar100) -> None:
+def test_holdout_images_choose_the_best_epoch_and_are_not_trained_on(
+    tmp_path: Path, tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {name: Mock(wraps=getattr(trainer, name)) for name in ("loss_function", "evaluate")}
+    for name, call in calls.items():
+        monkeypatch.setattr(trainer, name, call)
     lines: list[str] = []
     log = train(tmp_path, tiny, recipe=recipe(epochs=2, phase1_epochs=1), holdout=100, lines=lines)
     assert log.best.selection_acc == log.best.holdout_acc == max(row.holdout_acc for row in log)
+    rest, held = (split.sha256() for split in holdout(tiny.train, 100, RECIPE.seed))
+    used = {name: [args[1].sha256() for args, _ in call.call_args_list] for name, call in calls.items()}
+    assert used == {"loss_function": [rest], "evaluate": [tiny.test.sha256(), held] * 2}
     assert "100 training images" in lines[0]
     assert "held-out training images" in lines[1]
     assert "holdout_acc" in (tmp_path / "epoch_log.csv").read_text().splitlines()[0]
@@ -582,11 +593,15 @@ def test_a_compiler_that_fails_is_told_in_one_line_and_training_goes_on(
     assert_same_bits(outcome(tmp_path / "run"), outcome(uninterrupted["fp32"]))
 
 
-def test_compiled_training_follows_eager_training(tiny: s8.Cifar100) -> None:
+def test_compiled_training_follows_eager_training(tmp_path: Path, tiny: s8.Cifar100) -> None:
     short = recipe(epochs=1, phase1_epochs=1, cycle_epochs=1, dropout=(0.0, 0.0))
+    lines: list[str] = []
     eager, compiled = (
-        train(None, tiny, recipe=short, precision="fp32", compile=compile) for compile in ("off", "on")
+        train(tmp_path / compile, tiny, recipe=short, precision="fp32", compile=compile, lines=lines)
+        for compile in ("off", "on")
     )
+    assert not [line for line in lines if "torch.compile failed" in line]
+    assert json.loads((tmp_path / "on" / "environment.json").read_text())[-1]["compile"] is True
     assert compiled[-1].train_loss == pytest.approx(eager[-1].train_loss, rel=1e-3)
     assert compiled[-1].test_loss == pytest.approx(eager[-1].test_loss, rel=2e-2)
 
