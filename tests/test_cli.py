@@ -12,6 +12,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -154,6 +155,26 @@ def test_settings_seed_model_and_epochs_reach_the_recipe(tmp_path: Path) -> None
     recipe.save(tmp_path / "recipe.json")
     again = cli._parser().parse_args(["train", "--recipe", str(tmp_path / "recipe.json")])
     assert cli._recipe(again) == recipe
+
+
+def test_options_reach_the_training_and_the_publisher(
+    tmp_path: Path, whole_run: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, publisher = Mock(), Mock()
+    monkeypatch.setattr(s8, "train", train)
+    monkeypatch.setattr(s8, "HubPublisher", publisher)
+    there = ["--hub-repo", "you/name", "--hub-private", "--overwrite"]
+    how = ["--precision", "fp32", "--compile", "off", "--deterministic", "--holdout", "7", "--sync-batchnorm"]
+    assert cli.main([*TRAIN, "--run", str(tmp_path / "run"), *how, *there]) == 0
+    (_, _, data, run, hub, device), options = train.call_args
+    assert (data.name, run.path, device.type) == ("synthetic, seed 0", tmp_path / "run", "cpu")
+    assert hub is publisher.return_value
+    given = {"precision": "fp32", "compile": "off", "deterministic": True, "holdout": 7, "sync_batchnorm": True}
+    assert options == given
+    assert cli.main(["publish", "--run", str(whole_run[0]), *there, "--license", "cc0-1.0"]) == 0
+    told = {"private": True, "overwrite": True}
+    assert publisher.call_args_list == [call("you/name", **told), call("you/name", **told, license="cc0-1.0")]
+    assert publisher.return_value.publish.call_args.args[0].path == whole_run[0]
 
 
 def torchrun(ranks: int, *arguments: object) -> tuple[int, str]:
