@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import s8lib as s8
-from s8lib.machine.arithmetic import arithmetic, tell_what_differs
+from s8lib.machine.arithmetic import arithmetic, taken_up, tell_what_differs
 from s8lib.report import make_card, overview
 from s8lib.run.copies import stage
 from s8lib.run.drive import DriveFolder
@@ -91,6 +91,21 @@ def test_threads_and_precision_of_the_save_are_taken_up(run: Path, finished: Pat
     assert_same_bits(outcome(run), outcome(finished))
 
 
+@pytest.mark.parametrize(
+    ("asked", "saved", "chosen"), [("auto", "fp32", "fp32"), ("auto", "fp16", "bf16"), ("bf16", "fp32", "bf16")]
+)
+def test_the_saves_precision_is_taken_up_where_it_is_native_here_and_no_other_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, asked: str, saved: str, chosen: str
+) -> None:
+    def pick(device: torch.device, precision: str = "auto") -> str:
+        return "bf16" if precision == "auto" else precision
+
+    monkeypatch.setattr("s8lib.machine.arithmetic.pick_precision", pick)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    with taken_up(torch.device("cpu"), asked, {"precision": saved}) as precision:
+        assert precision == chosen
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_more_than_last_bits_differ_where_ranks_mixed_each_its_own_images_or_were_more_or_fewer(
     ranks: int,
@@ -110,6 +125,7 @@ def test_more_than_last_bits_differ_where_ranks_mixed_each_its_own_images_or_wer
 def test_what_is_not_taken_up_is_said_in_one_line(run: Path, tiny: s8.Cifar100) -> None:
     state = torch.load(run / "checkpoints" / "epoch_001.pt", weights_only=True)
     state["arithmetic"] |= {"instructions": "AVX2", "torch": "1.0", "threads": 999, "sync_batchnorm": True}
+    state["arithmetic"] |= {"device": "mps", "compiled": True, "deterministic": False}
     replace_checkpoint(run, state)
     notes = [line for line in go_on(run, tiny, precision="bf16") if line.startswith("NOTE")]
     assert len(notes) == 1
@@ -119,6 +135,9 @@ def test_what_is_not_taken_up_is_said_in_one_line(run: Path, tiny: s8.Cifar100) 
         "instructions 'AVX2', now",
         "torch '1.0', now",
         "sync_batchnorm True, now False",
+        "device 'mps', now 'cpu'",
+        "compiled True, now False",
+        "deterministic False, now True",
     ):
         assert words in notes[0]
 
