@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -593,6 +594,7 @@ def test_a_compiler_that_fails_is_told_in_one_line_and_training_goes_on(
     assert_same_bits(outcome(tmp_path / "run"), outcome(uninterrupted["fp32"]))
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_compiled_training_follows_eager_training(tmp_path: Path, tiny: s8.Cifar100) -> None:
     short = recipe(epochs=1, phase1_epochs=1, cycle_epochs=1, dropout=(0.0, 0.0))
     lines: list[str] = []
