@@ -234,12 +234,14 @@ def test_a_commands_threads_sleep_while_they_wait_unless_the_environment_says_ot
         assert finish(command(*said, PYTHONPATH=path, **before)) == (0, f"{after}\n")
 
 
-def test_a_compiler_that_fails_on_one_rank_is_left_by_all_and_they_end_with_the_same_weights_and_statistics(
+def test_a_compiler_that_fails_on_one_rank_is_left_by_all_who_end_with_one_network_and_evaluate_it_as_one_does(
     tmp_path: Path,
 ) -> None:
     script = tmp_path / "one_fails.py"
     script.write_text(
         "import hashlib, os, pathlib, torch, s8lib as s8\n"
+        "from s8lib.machine.ranks import ALONE, join_ranks\n"
+        "from s8lib.metrics import predict_logits\n"
         "from tests.runs import recipe, small_model, train\n"
         "def compile(step, **options):\n"
         "    def compiled(batch):\n"
@@ -253,6 +255,9 @@ def test_a_compiler_that_fails_on_one_rank_is_left_by_all_and_they_end_with_the_
         "muon = recipe(optimizer='muon')\n"
         "train(None, data, model=model, recipe=muon, precision='fp32', compile='on', lines=lines)\n"
         "print(*lines, sep='\\n')\n"
+        "with join_ranks(torch.device('cpu')) as ranks:\n"
+        "    alone, shared = (predict_logits(model, data.test.images, 'fp32', 32, r) for r in (ALONE, ranks))\n"
+        "    assert ranks.world == 2 and torch.equal(shared, alone), 'an evaluation that ranks share'\n"
         "state = b''.join(tensor.numpy().tobytes() for tensor in model.state_dict().values())\n"
         "file = pathlib.Path(__file__).with_name('rank' + os.environ['RANK'])\n"
         "file.write_text(hashlib.sha256(state).hexdigest())\n"

@@ -187,6 +187,14 @@ def with_momentum(optimizer: dict[str, Any]) -> dict[str, Any]:
     return optimizer | {"state": {k: {"momentum_buffer": torch.zeros(3)} for k in optimizer["state"]}}
 
 
+def two_epochs(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row | {"epoch": epoch} for epoch in (1, 2) for row in log]
+
+
+def of_another_run(identity: dict[str, Any]) -> dict[str, Any]:
+    return identity | {"recipe": identity["recipe"] | {"lr_peak": 0.123}}
+
+
 STRANGERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "empty file": lambda state: b"",
     "text": lambda state: b"hello",
@@ -222,6 +230,8 @@ STRANGERS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a column less": lambda state: state | {"log": [{"epoch": 1}]},
     "a text for a number": lambda state: state | {"log": [row | {"test_acc": "high"} for row in state["log"]]},
     "a log of another epoch": lambda state: state | {"log": [row | {"epoch": 7} for row in state["log"]]},
+    "a log of two epochs, as the first's": lambda state: state | {"log": two_epochs(state["log"])},
+    "another run": lambda state: state | {"identity": of_another_run(state["identity"])},
     "null scaler": changed(scaler=None),
     "unknown part": changed(more=1),
     "other shapes": lambda state: with_weights(state, lambda value: value[..., :1] if value.ndim else value),

@@ -165,18 +165,24 @@ def test_what_is_damaged_here_is_told_and_not_sent(hub: LocalHub, tmp_path: Path
     assert hub.commits(NAME) == []
 
 
-def test_a_commit_of_someone_else_in_between_is_noticed(hub: LocalHub, tmp_path: Path, lines: list[str]) -> None:
+@pytest.mark.parametrize("branch", ["main", "resume"])
+def test_a_commit_of_someone_else_in_between_is_noticed_and_not_replaced(
+    hub: LocalHub, tmp_path: Path, lines: list[str], branch: str
+) -> None:
     run, publishing = published(tmp_path / "run", lines, every=1)
     hub.fail("preupload", "slow", seconds=1)
     run.until(1)
     until(lambda: "preupload" in hub.requests)
-    repo = hub.endpoints.repos[NAME]
-    theirs = {"README.md": File(b"theirs", lfs=False)}
-    repo.commits.append(Commit("theirs", theirs, repo.head.oid))
+    branches = hub.endpoints.repos[NAME].branches
+    theirs = Commit("theirs", {"README.md": File(b"theirs", lfs=False)}, branches[branch][-1].oid)
+    branches[branch].append(theirs)
+    arrived()
+    assert branches[branch][-1] == theirs
     publishing.finish(run.run)
-    assert "the Hub answered 412, A commit has happened since" in lines[0]
-    assert [commit.title.split(":")[0] for commit in hub.commits(NAME)] == ["theirs", "epoch 1"]
-    check_consistent(hub.commits(NAME)[1], 1, tmp_path)
+    assert "epoch 1 was not sent (the Hub answered 412, A commit has happened since" in lines[0]
+    titles = [commit.title.split(":")[0] for commit in hub.commits(NAME)]
+    assert titles == [*(["theirs"] if branch == "main" else []), "epoch 1"]
+    check_consistent(hub.commits(NAME)[-1], 1, tmp_path)
 
 
 def test_what_is_published_is_what_was_saved_though_the_log_was_changed_or_the_version_before_named_less(

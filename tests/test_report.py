@@ -292,6 +292,15 @@ def test_a_damaged_log_does_not_stop_a_report(run: s8.RunFolder, tmp_path: Path)
     assert [row.epoch for row in report.read(damaged)[1]] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_log_of_as_many_epochs_in_which_a_digit_was_changed_is_read_as_it_was_saved(
+    run: s8.RunFolder, tmp_path: Path
+) -> None:
+    log, edited = run.log(), s8.RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    row = dataclasses.replace(log[-1], test_acc=log[-1].test_acc + 1)
+    (edited.path / "epoch_log.csv").write_text(s8.EpochLog([*log[:-1], row]).to_csv())
+    assert edited.log().to_csv() == log.to_csv()
+
+
 def test_what_is_written_in_mid_training_draws_no_random_numbers(run: s8.RunFolder) -> None:
     noise = torch.get_rng_state()
     report.write_log(run, run.log())
