@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Ranks:
 
 ALONE = Ranks()
 A_DAY = timedelta(days=1)
+_JOINED = itertools.count()  # groups of this process: all ranks join and leave together
 
 
 @contextlib.contextmanager
@@ -62,7 +64,10 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # torch would give each group the keys of the one before, whose addresses may still be in torchrun's store.
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"s8lib-{next(_JOINED)}", store)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except BaseException:
