@@ -23,6 +23,7 @@ from s8lib.data import synthetic
 from s8lib.machine.ranks import Ranks
 from s8lib.publish.demo import example_images
 from s8lib.session import check_fit
+from tests.hub_runs import until
 from tests.runs import MODEL, assert_same_bits, command, finish, outcome, recipe, small_model
 
 # 3 epochs of 20 steps on the stand-in, with a network that makes them a second or so each.
@@ -55,7 +56,8 @@ def test_a_run_killed_in_mid_epoch_and_started_again_equals_an_uninterrupted_one
     tmp_path: Path, whole_run: tuple[Path, str]
 ) -> None:
     run = tmp_path / "run"
-    process = start_and_wait_for_epoch(run, 2)  # the save of epoch 1 is on the disk then
+    process = start_and_wait_for_epoch(run, 1)
+    until((run / "epoch_log.csv").exists)  # as soon as that epoch is saved, two epochs before the last
     process.kill()
     finish(process)
     assert 1 <= len(s8.EpochLog.read(run / "epoch_log.csv")) < 3
