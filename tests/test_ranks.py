@@ -176,7 +176,8 @@ import os, time
 import torch, torch.distributed as dist
 from s8lib.machine.ranks import join_ranks
 os.environ["WORLD_SIZE"] = "2"
-dist.init_process_group, dist.get_rank, dist.get_world_size = print, lambda: 0, lambda: 2
+dist.rendezvous = lambda url: iter([(dist.HashStore(), 0, 2)])
+dist.init_process_group, dist.get_rank, dist.get_world_size = lambda *_, **__: None, lambda: 0, lambda: 2
 dist.get_backend, dist.destroy_process_group = lambda: "nccl", lambda: time.sleep(600)
 with join_ranks(torch.device("cpu")):
     raise SystemExit("the sentence")
