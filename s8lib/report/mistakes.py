@@ -54,12 +54,7 @@ class Evaluation:
 def evaluation(
     model: nn.Module, data: Cifar100, device: str | torch.device | None = None, precision: str = "auto"
 ) -> Evaluation:
-    """Run `model` over the test set once, unaugmented, in eval mode; its training mode is restored.
-
-    Args:
-        device: where to run, by default the best here; the model is moved there.
-        precision: auto, bf16, fp16 or fp32.
-    """
+    """Run `model` over the test set once, as `s8.evaluate` does."""
     split = data.test.to("cpu")
     logits = predict_logits(model.to(pick_device(device)), split.images, precision).cpu()
     return Evaluation(logits, split, data.classes, data.superclasses)

@@ -132,13 +132,7 @@ class HubRepo(Place):
     def _look(
         self, here: Manifest | None = None, stop: threading.Event | None = None
     ) -> dict[str, tuple[Head, Manifest]]:
-        """What each branch holds, and the manifest of the save in it, an empty one if there is none.
-
-        Args:
-            here: of the save that is to take its place, if one is.
-        Raises:
-            RunError: it holds something else, which may not be replaced.
-        """
+        """What each branch holds and its manifest; RunError for what may not give place to the save `here`."""
         names, write = (MANIFEST, CARD, EXPORTS) if here else (MANIFEST,), self.private is not None
         read = partial(self._ask, hub_client.read, CHECK_LIMIT, stop)
         heads = read(revisions=self.revisions, names=names, write=write)
