@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.device = pick_device(options.device)
         options.command(options)
     except (BadInput, s8.RunFault, OSError, ImportError) as error:  # ImportError: an extra, such as gradio
-        # Every rank finds the same, but for what ended one of them, such as its GPU's memory.
-        if _is_first_rank() or (isinstance(error, s8.RunFault) and error.__cause__):
+        # Every rank of a node finds the same, but for its GPU and what ended it alone, such as that GPU's memory.
+        alone = isinstance(error, s8.DeviceError) or (isinstance(error, s8.RunFault) and error.__cause__)
+        if os.environ.get("LOCAL_RANK", "0") == "0" or alone:
             print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, BadInput | ImportError) else FAULT
     except Terminated:

@@ -99,7 +99,7 @@ def train_on(ranks: int, train: Callable[..., EpochLog], given: dict[str, Any]) 
                 launched.stdin.close()
                 lines.read()  # until the last of them has ended
 
-        problems = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("problem*"))]
+        problems = [pickle.loads(path.read_bytes()) for path in sorted(folder.glob("problem*[0-9]"))]
         if problems:  # what a rank did not foresee may only be that another one has gone
             raise min(problems, key=lambda problem: hasattr(problem, "__notes__"))
         if not (folder / "end").exists():
@@ -116,10 +116,10 @@ def _show(log: EpochLog) -> None:
     tell(WATCH + base64.b64encode(pickle.dumps(log)).decode())
 
 
-def _end_with_stdin() -> None:
+def _end_with_stdin(torchrun: int) -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
-    os.kill(os.getppid(), signal.SIGINT)  # torchrun, which passes it on to every rank and waits for them
+    os.kill(torchrun, signal.SIGINT)  # it passes it on to every rank and waits for them
 
 
 def main(folder: Path, rank: int) -> int:
@@ -130,7 +130,7 @@ def main(folder: Path, rank: int) -> int:
         given |= torch.load(folder / "given", map_location="cpu", mmap=True, weights_only=False)
         if rank == 0:
             given |= pickle.load(sys.stdin.buffer)
-            threading.Thread(target=_end_with_stdin, daemon=True).start()
+            threading.Thread(target=_end_with_stdin, args=[os.getppid()], daemon=True).start()
         log = given.pop("train")(**given)
     except KeyboardInterrupt:
         return 130

@@ -186,15 +186,21 @@ def check_health(losses: Tensor, scale: float, epoch: int, ranks: Ranks, writer:
 
 
 def try_out(
-    network: nn.Module, model: Network, plans: Sequence[EpochPlan], ranks: Ranks, loss_of: LossOf
+    network: nn.Module,
+    model: Network,
+    plans: Sequence[EpochPlan],
+    ranks: Ranks,
+    loss_of: LossOf,
+    meet: bool = True,
 ) -> float:
     """Run the first step of each of `plans` forward and backward, which compiles it; the seconds of the last.
 
-    Nothing stays changed but dropout's probability.
+    Nothing stays changed but dropout's probability and, if ranks `meet` in the backward pass, the order in which
+    their gradients are added, which torch settles at the first meeting: so it is a resumed run's too.
     """
     buffers = [buffer.clone() for buffer in network.buffers()]
-    # Ranks do not meet in the backward pass: one of them may not come so far.
-    parted = network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
+    alone = isinstance(network, DistributedDataParallel) and not meet
+    parted = network.no_sync() if alone else contextlib.nullcontext()  # type: ignore[operator]
     network.train()
     try:
         with parted:

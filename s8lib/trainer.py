@@ -38,7 +38,7 @@ from s8lib.models.layers import algorithms_of
 from s8lib.models.networks import Network
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer, newton_schulz
-from s8lib.recipe import Recipe
+from s8lib.recipe import Recipe, RecipeError
 from s8lib.run.checkpoint import Checkpoint, Epoch, EpochLog, selector, snapshot
 from s8lib.run.copies import Copies
 from s8lib.run.folder import RunFolder
@@ -93,7 +93,8 @@ def train(
     if ranks_wanted := ranks_to_start(recipe, device, say):
         return train_on(ranks_wanted, train, given)
     device = pick_device(device)
-    use_compile = pick_compile(device, compile)
+    # Where SyncBatchNorm meets in each step, a compiler that fails on one rank would leave the others waiting.
+    use_compile = pick_compile(device, "off" if sync_batchnorm and compile == "auto" else compile)
     pick_precision(device, precision)
     if not isinstance(model, Network):
         raise ModelError(f"train takes one of the library's networks itself, not a {type(model).__name__}")
@@ -116,10 +117,13 @@ def train(
 
         shape = {"name": model.name, "num_classes": model.config["num_classes"]}
         identity = identity_of(recipe, shape, data.fingerprint(), holdout)
+        if ranks.any(ranks.share(identity) != identity):
+            raise RecipeError("the ranks were given different recipes or data: give every node those of the first")
         saved = ranks.share(session.lock_and_load(run, identity, data, stack))
         if isinstance(saved, RunError):
             raise saved
         precision = stack.enter_context(taken_up(device, precision, saved.arithmetic if saved else {}))
+        precision, use_compile = ranks.share((precision, use_compile))  # their GPUs may be unlike
         stack.enter_context(session.telling_how_to_go_on(folder, say))
         model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = make_optimizer(recipe, model, device, precision)
@@ -146,7 +150,8 @@ def train(
         ends = [plan_epoch(recipe, at, recipe.batch_size, device) for at in (len(log), recipe.epochs - 1)]
         if use_compile:
             stack.enter_context(deterministic_compiler() if deterministic else contextlib.nullcontext())
-            loss_of = compile_or_eager(eager, partial(session.try_out, network, model, ends, ranks), ranks, say)
+            try_out = partial(session.try_out, network, model, ends, ranks, meet=False)  # one may not come so far
+            loss_of = compile_or_eager(eager, try_out, ranks, say)
 
         compiled, share = loss_of is not eager, recipe.batch_size // ranks.world
         own = {"sync_batchnorm": sync_batchnorm, **algorithms_of(model, device, precision, compiled, share)}

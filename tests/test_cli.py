@@ -263,6 +263,13 @@ def test_a_compiler_that_fails_on_one_rank_is_left_by_all_who_end_with_one_netwo
         "with join_ranks(torch.device('cpu')) as ranks:\n"
         "    alone, shared = (predict_logits(model, data.test.images, 'fp32', 32, r) for r in (ALONE, ranks))\n"
         "    assert ranks.world == 2 and torch.equal(shared, alone), 'an evaluation that ranks share'\n"
+        "other = s8.synthetic_cifar100(int(os.environ['RANK']), 200, 100)\n"
+        "try:\n"
+        "    train(None, other, model=small_model())\n"
+        "except s8.RecipeError as error:\n"
+        "    assert 'were given different recipes or data' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError('each has other images')\n"
         "state = b''.join(tensor.numpy().tobytes() for tensor in model.state_dict().values())\n"
         "file = pathlib.Path(__file__).with_name('rank' + os.environ['RANK'])\n"
         "file.write_text(hashlib.sha256(state).hexdigest())\n"
@@ -329,6 +336,18 @@ def test_the_other_ranks_wait_a_day_for_what_the_first_fetches_whatever_else_the
     code, output = torchrun(2, script)
     assert code == 0, output
     assert "timeout after 1000ms" in (tmp_path / "failed").read_text(), "the day is what they wait"
+
+
+def test_what_one_node_lacks_is_told_by_that_nodes_first_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for local, told in ((0, f"error: {tmp_path} (as named) does not hold CIFAR-100"), (1, "")):
+        for name, value in (("RANK", 2 + local), ("LOCAL_RANK", local)):
+            monkeypatch.setenv(name, str(value))
+        assert cli.main(["train", "--recipe", "quick", "--data", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(told)
+        assert bool(said) == bool(told)
 
 
 def test_a_batch_that_cannot_be_shared_among_the_ranks_is_refused_by_each(tiny: s8.Cifar100) -> None:

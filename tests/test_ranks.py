@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import s8lib as s8
 from s8lib.data.batches import plan_epoch
 from s8lib.launch import RANKS, ranks_to_start, train_on
+from s8lib.machine.device import pick_device
 from s8lib.machine.ranks import ALONE, Ranks
 from s8lib.run.copies import Copies
 from s8lib.run.drive import DriveFolder
@@ -30,7 +31,7 @@ from tests.hub_runs import until
 from tests.runs import Cut, assert_same_bits, outcome, recipe, small_model, timeless, train
 
 EPOCHS = 20  # so that an interrupt after the first comes long before the end
-SHORT = {"epochs": EPOCHS, "phase1_epochs": 2, "cycle_epochs": 1, "image_size": 8}
+SHORT = {"epochs": EPOCHS, "phase1_epochs": 2, "cycle_epochs": 1, "image_size": 8, "batch_size": 48}
 SECRET = "hf_test"
 
 
@@ -54,7 +55,10 @@ def test_an_image_is_mixed_with_the_same_one_for_any_number_of_ranks(tiny: s8.Ci
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny: s8.Cifar100) -> Path:
-    """A run of two ranks that this process starts, with what it is told and given back."""
+    """A run of three ranks that this process starts, with what it is told and given back.
+
+    Not of two: the sum of two gradients is the same in whichever order they are added.
+    """
     folder, model, shown = tmp_path_factory.mktemp("uninterrupted"), small_model(), []
     copies, lines = Copies(DriveFolder(folder / "drive")), []
     copies.token = SECRET  # type: ignore[attr-defined]
@@ -70,7 +74,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny: s8.Cifar100) -
         assert not any(SECRET.encode() in content for content in given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(RANKS, "2")
+        patch.setenv(RANKS, "3")
         patch.setattr("tempfile.tempdir", str(folder))
         log = train(run, tiny, model=model, recipe=recipe(**SHORT), precision="fp32", watch=watch, lines=lines)
 
@@ -81,7 +85,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny: s8.Cifar100) -
     assert [line[:12] for line in lines if line.startswith("epoch")] == [f"epoch {n:3d}/{EPOCHS}" for n in shown]
     assert f"finished: {log.summary()}" in lines
     assert s8.RunFolder(folder / "drive").manifest().epoch == EPOCHS, "rank 0 has the run's copies"
-    assert json.loads((run.path / "environment.json").read_text())[0]["ranks"] == 2
+    assert json.loads((run.path / "environment.json").read_text())[0]["ranks"] == 3
     assert not [*folder.glob("s8lib-ranks-*")]
     return run.path
 
@@ -109,10 +113,10 @@ log = s8.train(recipe, small_model(), data, "run", device="cpu", precision="fp32
 """.split("# next\n")
 
 
-def test_two_ranks_of_a_notebook_cell_interrupted_or_left_by_their_kernel_go_on_to_the_same_end(
+def test_three_ranks_of_a_notebook_cell_interrupted_or_left_by_their_kernel_go_on_to_the_same_end(
     tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, tiny: s8.Cifar100
 ) -> None:
-    monkeypatch.setenv(RANKS, "2")
+    monkeypatch.setenv(RANKS, "3")
     monkeypatch.setenv("PYTHONPATH", str(Path(s8.__file__).parents[1]))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in [*CELLS, CELLS[1]]])
     client = Interrupted(notebook, timeout=300, allow_errors=True, resources={"metadata": {"path": tmp_path}})
@@ -209,13 +213,45 @@ def test_each_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         train_on(2, s8.train, given)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "local", "device", "own"),
+    [
+        (2, 2, 1, None, 1),
+        (2, 2, 1, "cuda:1", 1),  # as the command line hands on what it picked
+        (2, 2, 0, "cuda:1", None),
+        (2, 4, 3, None, None),
+        (1, 2, 1, None, None),
+        (2, 1, 0, "cuda:1", 1),
+    ],
+)
+def test_two_ranks_on_one_gpu_are_refused(
+    gpus: int, ranks: int, local: int, device: str | None, own: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LOCAL_WORLD_SIZE", ranks), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("torch.ones", lambda *_, device: torch.zeros(1))
+    if own is not None:
+        assert pick_device(device or "cuda") == torch.device("cuda", own)
+        return
+    with pytest.raises(
+        s8.DeviceError, match=f"each of {ranks} ranks here needs a GPU of its own; there are {gpus}"
+    ):
+        pick_device(device or "cuda")
+    if gpus == 1:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # a launcher shows each rank the one that is its own
+        assert pick_device("cuda") == torch.device("cuda", 0)
+
+
 def test_a_batch_that_ranks_cannot_share_is_trained_by_one(
     monkeypatch: pytest.MonkeyPatch, tiny: s8.Cifar100
 ) -> None:
-    monkeypatch.setenv(RANKS, "3")
+    monkeypatch.setenv(RANKS, "5")
     lines: list[str] = []
     train(None, tiny, recipe=recipe(**SHORT | {"epochs": 2}), lines=lines)
-    assert lines[0] == "batch_size = 50: cannot be shared evenly among 3 GPUs, so one trains alone"
+    assert lines[0] == "batch_size = 48: cannot be shared evenly among 5 GPUs, so one trains alone"
     assert lines[-1].startswith("finished")
     monkeypatch.setenv(RANKS, "two")
     with pytest.raises(s8.DeviceError, match="S8_RANKS = 'two': must be the number of ranks"):

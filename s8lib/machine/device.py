@@ -41,9 +41,14 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         chosen = torch.device(device)
         if chosen.type not in ("cuda", "mps", "cpu"):
             raise RuntimeError("use cuda, mps or cpu")
-        if chosen.type == "cuda" and chosen.index is None and torch.cuda.is_available():
-            local_rank = int(os.environ.get("LOCAL_RANK", "0"))  # torchrun's: a GPU for each process of a node
-            chosen = torch.device("cuda", local_rank % torch.cuda.device_count())
+        if chosen.type == "cuda" and torch.cuda.is_available():
+            # torchrun's: a GPU for each process of a node, which may be all that this process is shown
+            gpus, ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % gpus)
+            shown = ranks if gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ else gpus
+            chosen = own if chosen.index is None else chosen
+            if ranks > 1 and (ranks > shown or chosen != own):
+                raise RuntimeError(f"each of {ranks} ranks here needs a GPU of its own; there are {gpus}")
         torch.ones(1, device=chosen).add_(1).item()  # this torch may have no code for a GPU as old as this one
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device {str(device)!r} cannot be used here: {one_line(error)}") from error

@@ -55,13 +55,13 @@ def _where() -> dict[str, Any]:
     """In a notebook a line of text on stdout, where the epochs' lines are too, as a widget would leave an empty
     output behind for every epoch. Elsewhere only where stderr is a terminal.
     """
-    if in_notebook() or IN_NOTEBOOK in os.environ:
+    if in_notebook():
         return {"file": sys.stdout, "ncols": 100, "mininterval": 0.5, "maxinterval": 2}
     return {"disable": None}
 
 
 def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel."""
+    """Whether this process is a notebook's kernel, or one whose stdout that shows."""
     ipython = sys.modules.get("IPython")  # not imported: where it was not, this is no notebook
     shell = ipython.get_ipython() if ipython else None
-    return shell is not None and "IPKernelApp" in shell.config
+    return IN_NOTEBOOK in os.environ or (shell is not None and "IPKernelApp" in shell.config)

@@ -67,7 +67,9 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
     # torch would give each group the keys of the one before, whose addresses may still be in torchrun's store.
     store, rank, world = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"s8lib-{next(_JOINED)}", store)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=world)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # NCCL's ten minutes may not do for what one rank alone does, such as a save to a slow disk.
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(hours=1))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except BaseException:
