@@ -24,7 +24,6 @@ from s8lib.models.networks import WideResNet as WideResNet
 from s8lib.models.networks import build_model as build_model
 from s8lib.models.networks import load_model as load_model
 from s8lib.models.weights import ModelError as ModelError
-from s8lib.models.weights import load_public_weights as load_public_weights
 from s8lib.presets import PRESETS as PRESETS
 from s8lib.presets import QUICK as QUICK
 from s8lib.presets import QUICK_LONG as QUICK_LONG

@@ -1,7 +1,6 @@
 """Weights in files and from elsewhere: always safetensors, always strict, never a pickle."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from s8lib.validation import BadInput
 
@@ -40,26 +39,10 @@ def save_config(model: Any, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(model.saved_config(), indent=2) + "\n", encoding="utf-8")
 
 
-def load_public_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a WideResNet state dict of the common public PyTorch implementations into `model`, strictly.
-
-    Their names are `conv1`, `block1.layer.0.conv1.weight`, `convShortcut` (or `shortcut`), `bn1`, `fc`; the
-    prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile), in any order, are taken off.
-
-    Raises:
-        ModelError: listing the names or shapes that do not fit.
-    """
-    weights = {
-        re.sub(r"^((module|_orig_mod)\.)+", "", name).replace("convShortcut", "shortcut"): tensor
-        for name, tensor in state_dict.items()
-    }
-    load_strictly(model, weights, "the state dict", assign=False)
-
-
 def load_strictly(model: Any, weights: Mapping[str, Tensor], source: str, assign: bool) -> None:
     """Load `weights`, which came from `source`, as float32, if and only if every name and shape is the model's.
 
-    Counters of batches, which public weights often lack, may be missing: they are 0 then, and nothing reads them.
+    Counters of batches, which others' weights often lack, may be missing: they are 0 then, and nothing reads them.
 
     Args:
         assign: make them the model's own tensors, for a model on the `meta` device; else copy into what it has.
