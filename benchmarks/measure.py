@@ -61,7 +61,7 @@ class Setting:
         self.on_gpu = self.device.startswith("cuda")
         self.at = torch.device(self.device)
         self.plain = self.loop == "plain"
-        self.steps = self.steps or (20 if self.on_gpu else 3)
+        self.steps = self.steps or (50 if self.on_gpu else 3)
         self.images = 10_000 if self.on_gpu else 2000  # that are evaluated, or augmented
         if self.plain:
             self.precision = "fp32" if self.precision == "auto" else self.precision
@@ -92,6 +92,7 @@ def step(told: Setting) -> float:
         return _of_ranks(told)
     train_set = s8.synthetic_cifar100(train=(WARM_UP + told.steps) * told.batch_size).train
     loop: PlainLoop | TrainerLoop
+    torch.backends.cudnn.benchmark = True  # as `s8.train` and most loops have it; for GPUs
     if told.plain:
         loop = PlainLoop(told.recipe, train_set, told.steps, told.at, told.precision, told.workers)
     else:

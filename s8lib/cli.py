@@ -234,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of weights, data order and noise; default the recipe's")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="any field of the recipe; repeatable")
     add("--holdout", type=int, default=0, metavar="N", help="choose the best epoch on N held-out training images")
-    add("--compile", default="auto", choices=("auto", "on", "off"), help="torch.compile; default on for GPUs")
+    add("--compile", default="auto", choices=("auto", "on", "off"), help="torch.compile; auto: on most GPUs")
     add("--deterministic", action="store_true", help="equal runs are equal to the bit on a GPU too; slower")
     add("--sync-batchnorm", action="store_true", help="normalise over all ranks' images; several GPUs only")
     add("--hub-repo", metavar="USER/NAME", help="publish there; an empty run folder goes on from what it holds")

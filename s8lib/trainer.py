@@ -35,7 +35,7 @@ from s8lib.machine.progress import progress_bar, tell
 from s8lib.machine.ranks import Ranks, join_ranks
 from s8lib.metrics import evaluate
 from s8lib.models.layers import algorithms_of
-from s8lib.models.networks import Network
+from s8lib.models.networks import Network, ResNet11
 from s8lib.models.weights import ModelError, save_model
 from s8lib.optimizer import make_optimizer, newton_schulz
 from s8lib.recipe import Recipe, RecipeError
@@ -93,8 +93,10 @@ def train(
     if ranks_wanted := ranks_to_start(recipe, device, say):
         return train_on(ranks_wanted, train, given)
     device = pick_device(device)
-    # Where SyncBatchNorm meets in each step, a compiler that fails on one rank would leave the others waiting.
-    use_compile = pick_compile(device, "off" if sync_batchnorm and compile == "auto" else compile)
+    # ResNet-11 is trained before it would be compiled; and where SyncBatchNorm meets in each step, a compiler that
+    # fails on one rank would leave the others waiting.
+    eager_is_better = compile == "auto" and (sync_batchnorm or isinstance(model, ResNet11))
+    use_compile = pick_compile(device, "off" if eager_is_better else compile)
     pick_precision(device, precision)
     if not isinstance(model, Network):
         raise ModelError(f"train takes one of the library's networks itself, not a {type(model).__name__}")

@@ -92,17 +92,23 @@ def test_threads_and_precision_of_the_save_are_taken_up(run: Path, finished: Pat
 
 
 @pytest.mark.parametrize(
-    ("asked", "saved", "chosen"), [("auto", "fp32", "fp32"), ("auto", "fp16", "bf16"), ("bf16", "fp32", "bf16")]
+    ("asked", "saved", "of", "chosen"),
+    [
+        ("auto", "fp32", "cpu", "fp32"),
+        ("auto", "fp16", "cpu", "bf16"),
+        ("bf16", "fp32", "cpu", "bf16"),
+        ("auto", "fp32", "Tesla T4", "bf16"),
+    ],
 )
 def test_the_saves_precision_is_taken_up_where_it_is_native_here_and_no_other_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, asked: str, saved: str, chosen: str
+    monkeypatch: pytest.MonkeyPatch, asked: str, saved: str, of: str, chosen: str
 ) -> None:
     def pick(device: torch.device, precision: str = "auto") -> str:
         return "bf16" if precision == "auto" else precision
 
     monkeypatch.setattr("s8lib.machine.arithmetic.pick_precision", pick)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
-    with taken_up(torch.device("cpu"), asked, {"precision": saved}) as precision:
+    with taken_up(torch.device("cpu"), asked, {"precision": saved, "device": of}) as precision:
         assert precision == chosen
 
 

@@ -9,7 +9,8 @@ import torch
 
 from s8lib.machine.device import pick_precision
 
-FAR = ("dropout masks", "mixup partners", "sync_batchnorm", "ranks")  # a change of these is more than last bits
+# A change of these is more than last bits; GPUs, and the compiler's code there, draw masks of their own.
+FAR = ("dropout masks", "mixup partners", "sync_batchnorm", "ranks", "device", "compiled")
 # What a save had that does not tell.
 BEFORE = {
     "dropout masks": "torch",
@@ -57,7 +58,8 @@ def taken_up(device: torch.device, precision: str, saved: Mapping[str, Any]) -> 
     native = {"fp32", pick_precision(device)} | ({"fp16"} if device.type == "cuda" else set())
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         native.add("bf16")
-    if precision == "auto" and saved.get("precision") in native:
+    alike = (saved.get("device") == "cpu") == (device.type == "cpu")  # else fp32 of a CPU would slow a GPU down
+    if precision == "auto" and alike and saved.get("precision") in native:
         chosen = saved["precision"]
     before = saved.get("threads")
     if isinstance(before, int) and 0 < before <= (os.cpu_count() or 1):
