@@ -19,12 +19,14 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 import s8lib as s8
 from s8lib import trainer
 from s8lib.data.batches import Batch, plan_epoch
 from s8lib.data.cifar100 import holdout
 from s8lib.machine.ranks import ALONE
+from s8lib.metrics import predict_logits
 from s8lib.models.weights import save_model
 from s8lib.optimizer import make_optimizer
 from s8lib.run.copies import Copies
@@ -621,6 +623,32 @@ def test_resnet11_which_trains_sooner_than_it_compiles_is_compiled_where_that_is
     with pytest.raises(Cut):
         s8.train(RECIPE, s8.build_model(name), tiny, compile=asked)
     assert pick.call_args.args[1] == told
+
+
+@pytest.mark.parametrize("name", ["wrn-10-1", "resnet-42", "resnet-11"])
+def test_a_step_keeps_to_the_gpu_as_torch_tells_of_one_that_is_not_there(
+    tiny: s8.Cifar100, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    device, base = torch.device("cuda", 0), s8.QUICK if name == "resnet-11" else s8.SEED_100
+    schedule = dataclasses.replace(base, batch_size=8)
+    plans = [plan_epoch(schedule, epoch, 16, torch.device("cpu")) for epoch in (0, schedule.epochs - 1)]
+    with FakeTensorMode(allow_non_fake_inputs=True):  # shapes, types and devices alone; it fails where two meet
+        train_set = tiny.train.to(device)
+        with device:
+            model = s8.build_model(name)
+        optimizer = make_optimizer(schedule, model, device, "fp16")
+        for group in optimizer.param_groups:
+            group["fused"] = False  # torch has no such step for tensors without numbers
+        loss_of = loss_function(model, train_set, device, "fp16")
+        for plan in plans:
+            moved = {part: getattr(plan, part).to(device) for part in ("order", "draws", "lam")}
+            loss, hits = loss_of(dataclasses.replace(plan, **moved).batch(0, ALONE))
+            assert (loss.device, hits.device) == (device, device)
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
+        assert predict_logits(model, train_set.images, "fp16").device == device
 
 
 @pytest.mark.gpu
