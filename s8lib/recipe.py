@@ -211,13 +211,15 @@ class Recipe:
         """Whether to stop, given the selection accuracy (percent) after each epoch so far.
 
         A warm restart lowers accuracy for longer than `patience`, so only the current cycle counts: its best
-        must be `patience` epochs old. Every restart and the phase change start anew.
+        must be `patience` epochs old. Every restart and the phase change start anew. At a high rate one epoch may
+        by luck be better than the next fifteen, so means over a third of `patience` are compared.
         """
         if self.patience is None or not accuracy:
             return False
         begin = int(max(t for t in (0, *self.restarts, self.phase1_epochs) if t < len(accuracy)))
-        cycle = accuracy[begin:]
-        return len(cycle) - 1 - cycle.index(max(cycle)) >= self.patience
+        window = max(1, self.patience // 3)
+        sums = [sum(accuracy[at : at + window]) for at in range(begin, len(accuracy) - window + 1)]
+        return len(sums) > self.patience and len(sums) - 1 - sums.index(max(sums)) >= self.patience
 
     def stretched(self, factor: float) -> Self:
         """The same recipe with every count of epochs multiplied by `factor`, its curves keeping their shape.

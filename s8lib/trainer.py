@@ -210,7 +210,7 @@ def train(
             if not run:
                 show()
             if ranks.any(recipe.out_of_patience([row.selection_acc for row in log])):
-                say(f"stopped early: no better epoch within {recipe.patience} in this cycle")
+                say(f"stopped early: no better epochs within {recipe.patience} in this cycle")
                 break
         writer.finish()
         say(f"finished: {log.summary()}")
