@@ -271,6 +271,8 @@ def _flush_and_unmount() -> str:
     """Wait until Drive has everything, but not forever; what went wrong, or ""."""
     from google.colab import drive
 
+    if not os.path.isdir(CONTENT / "drive" / "MyDrive"):  # `flush_and_unmount` would say that all is well
+        return "it is not mounted: run the Drive cell again, then this one"
     problem = f"still not everything is written after {FLUSH_TIMEOUT} s"
 
     def flush() -> None:

@@ -7,6 +7,7 @@ whoever asked is gone and it ends too. The token comes by stdin alone: everyone 
 """
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors, get_token
 from huggingface_hub.utils import tqdm, validate_repo_id
 
 from s8lib.validation import BadInput, one_line
@@ -84,6 +85,16 @@ def check_repo_id(repo_id: str) -> str:
 
 
 @contextlib.contextmanager
+def without_xet() -> Iterator[None]:
+    """Within it the client downloads over HTTP, with time limits; Xet's waits for a silent store for ever."""
+    before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+@contextlib.contextmanager
 def hub_errors(what: str) -> Iterator[None]:
     """Turn whatever the client raises into HubError, or OutOfReach where trying again may help."""
     try:
@@ -95,16 +106,20 @@ def hub_errors(what: str) -> Iterator[None]:
 
 def explained(error: BaseException, what: str = "") -> HubError | OutOfReach:
     """The client's error in one line, without a token that the Hub repeats."""
-    permanent = isinstance(error, ValueError)
+    permanent = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)  # a proxy's page
     while error.__cause__ is not None and not isinstance(error, errors.HfHubHTTPError):
         error = error.__cause__
     status, said = 0, one_line(error)
     if isinstance(error, errors.HfHubHTTPError):
         status, said = error.response.status_code, error.server_message or error.response.reason_phrase
+    elif refused := re.search(r"client error \((40[123])\b", said):  # by what hands out Xet's keys
+        status = int(refused[1])
     said = re.sub(r"hf_\w+", "<token>", " ".join(said.split()))[:200].rstrip(".")
     if not status:
         return HubError(what + said) if permanent else OutOfReach(f"{what}the Hub is out of reach: {said}")
-    said = f"{what}the Hub answered {status}, {said}{ADVICE.get(status, '')}"
+    # What it answers without a token where there is no such repository; no other token makes room.
+    advice = ADVICE[404] if "username or password" in said else ADVICE.get(status, "")
+    said = f"{what}the Hub answered {status}, {said}{'' if 'storage' in said else advice}"
     return HubError(said) if 400 <= status < 500 and status not in TRY_AGAIN else OutOfReach(said)
 
 

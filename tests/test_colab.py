@@ -312,6 +312,12 @@ def test_a_machine_whose_drive_was_not_written_out_is_kept(
     assert not (content / "unassigned").exists()
 
 
+def test_a_drive_that_is_gone_is_not_said_to_be_written(content: Path, lines: list[str]) -> None:
+    s8.colab.finish(disconnect=True, say=lines.append)
+    assert lines[0] == "Google Drive: it is not mounted: run the Drive cell again, then this one"
+    assert not (content / "unassigned").exists()
+
+
 def test_a_machine_with_the_only_copy_of_a_run_is_kept(content: Path, tmp_path: Path, lines: list[str]) -> None:
     run = s8.colab.run_folder(s8.colab.mount_drive(), "quick", lines.append)
     with run.lock():

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -385,6 +386,22 @@ def test_a_full_drive_gives_up_old_checkpoints_but_never_the_only_good_one(
         here.save(7)
         assert here.run.sync()
     assert machine().resumed() == 7
+
+
+def test_a_drive_without_room_that_would_take_a_file_and_lose_it_is_full(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = machine()
+    here.save(1, 2, 3)
+    assert here.run.sync()
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=CHECKPOINT // 2))
+        here.save(4)
+        assert not here.run.sync()
+        assert "[Errno 28]" in here.problems()[-2]
+        assert machine().resumed() == 3, "the only good one"
+    here.save(5)
+    assert here.run.sync()
 
 
 def test_a_disk_that_is_really_full_is_used_again_when_there_is_room(

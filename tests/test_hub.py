@@ -22,7 +22,7 @@ from s8lib import cli
 from s8lib.hub_client import OutOfReach, explained
 from s8lib.publish.publisher import FIRST_PAUSE, fetch_run
 from s8lib.run.copies import RETRIES
-from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT
+from s8lib.run.hub import CHECK_LIMIT, STILL_LIMIT, HubRepo
 from s8lib.run.place import Sending
 from tests.hub_endpoints import FINE, FINE_READ, OAUTH, ORG, READ, WRITE, Commit, File, Repo
 from tests.hub_runs import NAME, ROOT, USABLE, arrived, check_consistent, clients_of, until
@@ -285,6 +285,61 @@ def test_with_the_limits_as_they_are_a_hub_that_hangs_for_ten_minutes_costs_no_c
     publishing.finish(run.run)
     assert lines[-1].startswith("epoch 2 is on the Hub")
     assert any("nothing has moved for" in line for line in lines)
+
+
+def test_downloads_do_without_xet_whose_wait_for_a_silent_store_has_no_end(
+    hub: LocalHub, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, publishing = published(tmp_path / "run", lines)
+    run.until(1)
+    publishing.finish(run.run)
+    plain, offered = hub.endpoints.answer, []
+
+    def over_xet_too(endpoint: str, request: Any, named: dict[str, str | None]) -> Any:
+        answer = plain(endpoint, request, named)
+        if endpoint == "resolve" and str(named["path"]).endswith((".pt", ".safetensors")):
+            offered.append(named["path"])
+            answer.headers.update({"X-Xet-Hash": "b" * 64, "X-Xet-Refresh-Route": f"{hub.url}/nowhere"})
+        return answer
+
+    monkeypatch.setattr(hub.endpoints, "answer", over_xet_too)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    assert fetch_run(NAME, s8.RunFolder(tmp_path / "there"))
+    with pytest.raises(s8.ModelError, match="does not fit"):  # `Machine` saves no network; but it arrived
+        s8.ResNet42.from_pretrained(NAME, cache_dir=tmp_path / "cache")
+    assert len({*offered}) == 2
+
+
+@pytest.mark.parametrize(
+    ("message", "words", "otherwise"),
+    [
+        ("Invalid username or password.", "there is no such repository", "token is not valid"),
+        ("Private repository storage limit reached", "limit reached", "write access"),
+    ],
+)
+def test_the_hubs_own_words_are_not_followed_by_wrong_advice(
+    hub: LocalHub, message: str, words: str, otherwise: str
+) -> None:
+    hub.fail("info", 401 if "password" in message else 403, message=message)
+    with pytest.raises(s8.HubError, match=words) as raised:
+        HubRepo(NAME).manifest()
+    assert otherwise not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (json.JSONDecodeError("Expecting value", "<html>", 0), OutOfReach, "Expecting value"),  # a proxy's page
+        (RuntimeError("HTTP status client error (403 Forbidden) for url"), s8.HubError, "give it write access"),
+        (RuntimeError("HTTP status server error (503) for url"), OutOfReach, "server error"),
+    ],
+)
+def test_errors_without_a_response_are_permanent_only_where_they_say_so(
+    error: Exception, kind: type[Exception], words: str
+) -> None:
+    found = explained(error)
+    assert type(found) is kind
+    assert words in str(found)
 
 
 BAD = [

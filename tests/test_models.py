@@ -8,10 +8,12 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torchsummary
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -458,3 +460,12 @@ def test_weights_without_counters_in_another_precision_beside_unknown_keys_are_t
         assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32, torch.int64}
         torch.testing.assert_close(loaded.fc.weight, model.fc.weight, rtol=1e-2, atol=1e-3)
         assert int(loaded.bn1.num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("error", [HTTPError("the line broke"), RuntimeError("Xet lost it"), OSError("no route")])
+def test_weights_that_do_not_come_through_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("s8lib.models.networks.hf_hub_download", Mock(side_effect=error))
+    with pytest.raises(s8.ModelError, match=f"config.json cannot be had from the Hub: {error}"):
+        s8.load_model("you/net")

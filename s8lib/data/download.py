@@ -81,9 +81,11 @@ def _from_hub(folder: Path) -> None:
     """Download the parquet files; the client gives a file its name when it is complete."""
     from huggingface_hub import hf_hub_download
 
+    from s8lib.hub_client import without_xet
+
     for name in HUB_FILES.values():
-        # The dataset is public: without a token, an expired one on this machine cannot get in the way.
-        hf_hub_download(HUB_REPO, name, repo_type="dataset", local_dir=folder, token=False)
+        with without_xet():  # The dataset is public: without a token, an expired one cannot get in the way.
+            hf_hub_download(HUB_REPO, name, repo_type="dataset", local_dir=folder, token=False)
 
 
 def _from_toronto(folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HTTPError
 from pydantic import AfterValidator, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from s8lib.data.cifar100 import CLASSES
+from s8lib.hub_client import without_xet
 from s8lib.models import architectures, layers
 from s8lib.models.weights import CONFIG, SAFETENSORS, ModelError, load_strictly, save_model
 from s8lib.validation import check, one_line, read_json, user_path
@@ -265,8 +267,9 @@ def _file_of(source: str, name: str, **hub_options: Any) -> Path:
             raise ModelError(f"{source} is a run's folder: its weights are in {folder / 'best'}")
         return folder / name
     try:
-        return Path(hf_hub_download(source, name, **hub_options))
-    except (OSError, ValueError) as error:  # what the client's own errors are, whichever its major version
+        with without_xet():
+            return Path(hf_hub_download(source, name, **hub_options))
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:  # the client's own, and of a line that breaks
         raise ModelError(
             f"{source} is no folder here and {name} cannot be had from the Hub: {one_line(error)}"
         ) from error

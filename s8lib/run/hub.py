@@ -79,7 +79,11 @@ class HubRepo(Place):
         name, there, api = _there(name), self._there, HfApi(token=self.token)
         if name not in there.held:
             return False
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".arriving") as folder, hub_errors(self.title):
+        with (
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=".arriving") as folder,
+            hub_errors(self.title),
+            hub_client.without_xet(),
+        ):
             os.replace(api.hf_hub_download(self.repo_id, name, revision=there.commit, local_dir=folder), target)
         return True
 
