@@ -39,10 +39,8 @@ def checks(say: Callable[[str], None] = tell) -> None:
     device = pick_device()
     found = environment(device)
     advice = "; Runtime > Change runtime type > T4 GPU gives one" if in_colab() else ""
-    gpu = {
-        "cuda": f"{found['device_name']}, {found.get('device_memory_gib')} GiB",
-        "cpu": f"none, training would be on the CPU{advice}",
-    }
+    of_gpu = f"{found['device_name']}, {found.get('device_memory_gib')} GiB"
+    gpu = {"cuda": of_gpu, "cpu": f"none, training would be on the CPU{advice}"}
     say(f"GPU: {gpu.get(device.type, device.type)}")
     say(f"precision: {pick_precision(device)}")
     if hasattr(os, "sysconf"):  # not on Windows
@@ -253,7 +251,8 @@ def finish(run: RunFolder | None = None, disconnect: bool = False, say: Callable
         return
     from google.colab import errors, runtime
 
-    problem = _flush_and_unmount()
+    mounted = os.path.isdir(CONTENT / "drive" / "MyDrive")  # else `flush_and_unmount` says that all is well
+    problem = _flush_and_unmount() if mounted else "it is not mounted: run the Drive cell again, then this one"
     if run and not on_drive:
         say(f"{run.path} is on no Drive, and Colab takes this machine back: download what you want to keep")
     else:
@@ -271,8 +270,6 @@ def _flush_and_unmount() -> str:
     """Wait until Drive has everything, but not forever; what went wrong, or ""."""
     from google.colab import drive
 
-    if not os.path.isdir(CONTENT / "drive" / "MyDrive"):  # `flush_and_unmount` would say that all is well
-        return "it is not mounted: run the Drive cell again, then this one"
     problem = f"still not everything is written after {FLUSH_TIMEOUT} s"
 
     def flush() -> None:

@@ -193,9 +193,7 @@ class DriveFolder(Place):
     def _write(self, name: str, source: BinaryIO, content: Content) -> None:
         self._look()
         self._seen.pop(name, None)
-        if (
-            content.bytes > shutil.disk_usage(self.path).free
-        ):  # Colab's Drive takes it, and loses it without a word
+        if content.bytes > shutil.disk_usage(self.path).free:  # Colab's would take it, and lose it without a word
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         with open(self.path / name, "wb") as file:
             shutil.copyfileobj(source, file, CHUNK)
